@@ -1,0 +1,303 @@
+"""Audio-visual self-supervised pretraining from films: "Watching Too Much Television is Good".
+
+    python pretrain.py --toy                                  the toy world, on a CPU, in minutes
+    python pretrain.py --data datasets/movies --k 16          one GPU
+    torchrun --nproc_per_node 8 pretrain.py --k 16            the paper: 8 GPUs, films in datasets/movies
+    torchrun --nproc_per_node 8 pretrain.py --k 64 --gather   each sample against the whole batch, not its GPU's share
+
+The same command again goes on where the last one stopped. A run is a folder: checkpoint.pt, log.jsonl, curves.png.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data import AudioFrontEnd, BadInput, Format, Titles, VideoFrontEnd, front_end_state, make_toy
+from loss import discrepancy, gather, nce_loss
+from models import AudioVisualModel
+from sampler import HierarchicalSampler
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments: without flags, the paper's run
+# ---------------------------------------------------------------------------------------------------------------------
+
+TOY = dict(
+    data="datasets/toy/films", frames=8, short_side=40, crop=32, rate=16000, n_fft=1024, hop=256, mels=64,
+    width=16, batch_size=64, epochs=2, held_out_snippets=64, workers=2,
+)  # fmt: skip
+MAY_CHANGE = {"out", "workers", "save_every"}  # between the two halves of an interrupted run
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--toy", action="store_true", help="small settings, on the toy world, which is made if it is not there")
+    add("--data", default="datasets/movies", help="folder of titles: a file is a film, a folder is a show")
+    add("--out", help="folder of the run; default runs/ and a name from --data, --k, --w, --tau, --jitter, --seed")
+    add("--k", type=int, default=16, help="snippets that each title gives to a minibatch; 1 is the baseline (Section 3, Table 1)")
+    add("--w", type=int, help="window, in snippets, that those k come from; default the whole title (Section 3, Table 1)")
+    add("--batch-size", type=int, default=512, help="of all processes together; each contrasts its own share (4.1)")
+    add("--gather", action="store_true", help="contrast over all processes' shares, with gradient (our choice: off)")
+    add("--tau", type=float, help="l2-normalised embeddings over this temperature; default: not normalised (4.2, Table 2)")
+    add("--jitter", type=float, default=0.0, help="sigma of the colour jitter (4.2, Table 2); 0 is none")
+    add("--epochs", type=int, default=10, help="of sum M_n / batch-size steps (7.2; their length is our choice)")
+    add("--lr", type=float, default=2e-3, help="Adam's, from 1e-4 up to this over --warmup, then cosine to 0 (7.2)")
+    add("--warmup", type=float, default=1.0, help="epochs of linear warm-up (7.2)")
+    add("--width", type=int, default=64, help="channels of the first stage of both networks (64: the 18-layer ones of Section 3)")
+    add("--frames", type=int, default=16, help="T, of a snippet (4.1)")
+    add("--fps", type=float, default=5, help="of a snippet, so it lasts 3.2 s (4.1)")
+    add("--short-side", type=int, default=190, help="pixels, after resizing (4.1); 224 in Table 5")
+    add("--crop", type=int, default=158, help="pixels, H = W (4.1); 200 in Table 5")
+    add("--rate", type=int, default=48000, help="of the sound, Hz (4.1)")
+    add("--n-fft", type=int, default=2048, help="samples of an FFT window (4.1)")
+    add("--hop", type=int, default=512, help="samples between audio frames (4.1)")
+    add("--mels", type=int, default=96, help="P, mel filters (4.1)")
+    add("--held-out", type=float, default=0.1, help="share of the titles for the discrepancy measures alone (4.2)")
+    add("--held-out-snippets", type=int, default=32, help="of each held-out title, evenly spaced (our choice)")
+    add("--seed", type=int, default=0, help="of weights, sampling, crops and drop-out")
+    add("--workers", type=int, default=8, help="reading processes for each training process")
+    add("--save-every", type=int, default=500, help="steps between checkpoints: what a kill loses at the most")
+    if parser.parse_known_args(argv)[0].toy:
+        parser.set_defaults(**TOY)
+    args = parser.parse_args(argv)
+    if args.out is None:
+        marks = {"w": None, "tau": None, "jitter": 0.0, "seed": 0}
+        marks = [f"-{name}{getattr(args, name)}" for name, usual in marks.items() if getattr(args, name) != usual]
+        args.out = f"runs/{'toy' if args.toy else Path(args.data).name}-k{args.k}{''.join(marks)}"
+    return args
+
+
+def check_args(args, world_size):
+    """Raises BadInput for what can be told from the flags alone."""
+    for name in ("k", "batch_size", "epochs", "width", "frames", "crop", "rate", "n_fft", "hop", "mels", "save_every"):
+        if getattr(args, name) < 1:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be 1 or more")
+    if not (args.lr > 0 and args.fps > 0 and args.warmup >= 0 and args.jitter >= 0 and 0 <= args.held_out < 1):
+        raise BadInput("--lr and --fps must be above 0, --warmup and --jitter 0 or more, --held-out from 0 to below 1")
+    if args.tau is not None and args.tau <= 0:
+        raise BadInput(f"--tau {args.tau}: must be above 0")
+    if args.batch_size % world_size:
+        raise BadInput(f"--batch-size {args.batch_size}: {world_size} processes must divide it")
+    share = args.batch_size // world_size
+    if share % args.k or share < 2:
+        raise BadInput(f"--k {args.k}: must divide the batch of a process, {share} ({args.batch_size} over {world_size})")
+    if args.w is not None and args.w < args.k:
+        raise BadInput(f"--w {args.w}: must be --k ({args.k}) or more, since the k snippets are distinct")
+    if args.crop > args.short_side:
+        raise BadInput(f"--crop {args.crop}: must be --short-side ({args.short_side}) or less")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run's folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_run(args, settings):
+    """The checkpoint of a run that this command started, None where there is none; BadInput if another command did."""
+    path = Path(args.out) / "checkpoint.pt"
+    if not path.exists():
+        return None
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        old = checkpoint["args"]
+    except Exception as error:
+        raise BadInput(f"--out {args.out}: its checkpoint.pt is not a checkpoint of this program; name another folder") from error
+    differing = [name for name in settings if old.get(name) != settings[name] and name not in MAY_CHANGE]
+    if differing:
+        told = ", ".join(f"{name} {old.get(name)} and not {settings[name]}" for name in differing)
+        raise BadInput(f"--out {args.out}: holds a run of other arguments ({told}); name another folder")
+    return checkpoint
+
+
+def write_atomically(path, write):
+    """`write(temporary path)`, then a rename: a reader, or a kill, finds the old file or the new one, whole."""
+    temporary = path.with_name("." + path.name + ".tmp")
+    write(temporary)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def draw_curves(path, log):
+    """curves.png: the loss, the divergences of Equation 2 (Figures 1 and 3), the latest similarity distributions."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    steps = [row for row in log if "loss" in row]
+    measures = [row for row in log if "gap" in row]
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    left.plot([row["step"] for row in steps], [row["loss"] for row in steps], lw=0.8)
+    left.set(title="training loss (Equation 1)", xlabel="step")
+    names = {"kl_same_other": "KL(S⁻‖S≠)", "kl_same_match": "KL(S⁻‖S⁺)", "kl_other_match": "KL(S≠‖S⁺)"}
+    for name, label in names.items():
+        middle.plot([row["step"] for row in measures], [row[name] for row in measures], ".-", label=label)
+    middle.set(title="divergences on held-out titles (Equation 2)", xlabel="step", ylabel="nats")
+    if measures:
+        middle.legend()
+        edges = np.array(measures[-1]["edges"])
+        for (name, counts), label in zip(measures[-1]["histograms"].items(), ("S⁺", "S⁻", "S≠")):
+            right.stairs(np.array(counts) / sum(counts) / np.diff(edges), edges, label=label)
+        right.legend()
+    right.set(title=f"similarities at step {measures[-1]['step'] if measures else 0}", xlabel="z_v · z_a", ylabel="density")
+    figure.savefig(path, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pieces of the loop
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class WithKeys:
+    """The sampler's batches with a key for each sample's crop: (n, m, (seed, epoch, step, place in the global batch))."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __len__(self):
+        return len(self.sampler)
+
+    def __iter__(self):
+        s = self.sampler
+        for step, batch in enumerate(s, start=s.step):
+            yield [(n, m, (s.seed, s.epoch, step, s.rank * s.batch_size + i)) for i, (n, m) in enumerate(batch)]
+
+
+def learning_rate(args, step, steps_per_epoch):
+    """7.2: linear from 1e-4 to --lr over the warm-up, then a cosine to 0 (its end is our choice)."""
+    warmup, total = args.warmup * steps_per_epoch, args.epochs * steps_per_epoch
+    if step < warmup:
+        return 1e-4 + (args.lr - 1e-4) * step / warmup
+    return args.lr * (1 + np.cos(np.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
+def split_titles(titles, args):
+    """Training and held-out titles: 10 % of the titles, never a part of one, drawn by the seed (4.2)."""
+    order = np.random.default_rng((args.seed, len(titles))).permutation(len(titles))
+    held_out = min(len(titles) - 1, round(len(titles) * args.held_out))
+    return titles.subset(sorted(order[held_out:])), titles.subset(sorted(order[:held_out]))
+
+
+@torch.no_grad()
+def measure_held_out(model, held_out, video_front, audio_front, args, rank, world_size, device):
+    """Equation 2 on held-out titles: central crops, no drop-out, evenly spaced snippets; None where it has no pairs."""
+    items = [(n, int(m), None) for n, M in enumerate(held_out.counts)
+             for m in np.unique(np.linspace(0, M - 1, min(M, args.held_out_snippets)).round())]  # fmt: skip
+    if len(held_out) < 2 or len(items) == len(held_out):
+        return None
+    for buffer in model.buffers():  # each process has averaged its own batches: measure with those that are saved
+        if world_size > 1:
+            dist.broadcast(buffer, 0)
+    model.eval()
+    parts = []
+    for video, audio, n in DataLoader(held_out, args.batch_size // world_size, sampler=items[rank::world_size],
+                                      num_workers=args.workers):  # fmt: skip
+        with autocast(device):
+            z_v, z_a = model(video_front(video.to(device)), audio_front(audio.to(device)))
+        parts.append((z_v.cpu(), z_a.cpu(), n))
+    model.train()
+    if world_size > 1:
+        everyone = [None] * world_size if rank == 0 else None
+        dist.gather_object(parts, everyone)
+        parts = list(itertools.chain(*everyone)) if rank == 0 else []
+    if rank == 0:
+        return discrepancy(*(torch.cat(x).to(device) for x in zip(*parts)), tau=args.tau)
+
+
+def autocast(device):
+    # bf16 on a GPU; on a CPU fp32: torch's bf16 convolutions there gave non-finite gradients now and then.
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(args):
+    # Processes. Under torchrun each has a share of every batch; without it there is one.
+    rank, local_rank, world_size = (int(os.environ.get(name, usual)) for name, usual in
+                                    (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)))  # fmt: skip
+    check_args(args, world_size)
+    settings = {**vars(args), "processes": world_size}
+    checkpoint = load_run(args, settings)
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True
+    if world_size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    def say(*words):
+        if rank == 0:
+            tqdm.write(" ".join(map(str, words)))
+
+    # Data.
+    if args.toy and args.data == TOY["data"] and not os.path.exists(args.data):
+        if rank == 0:
+            say(f"no toy world at {Path(args.data).parent}: rendering it")
+            make_toy(Path(args.data).parent)
+        if world_size > 1:
+            dist.barrier()
+    fmt = Format(**{name: getattr(args, name) for name in Format.__dataclass_fields__})
+    titles = Titles(args.data, fmt)
+    train, held_out = split_titles(titles, args)
+    share = args.batch_size // world_size
+    try:
+        sampler = HierarchicalSampler(train.counts, share, args.k, args.w, rank, world_size, args.seed)
+    except ValueError as error:
+        raise BadInput(f"--data {args.data}: {error}") from error
+
+    # Model and optimiser.
+    torch.manual_seed(args.seed)
+    model = AudioVisualModel(args.width).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
+    video_front = VideoFrontEnd(args.jitter).to(device)
+    audio_front = AudioFrontEnd(fmt).to(device)
+
+    # Resume, or measure the constants of the log-mel on one snippet from the middle of up to 64 titles.
+    epoch = step = 0
+    if checkpoint:
+        for name in ("video", "audio", "video_head", "audio_head"):
+            getattr(model, name).load_state_dict(checkpoint[name])
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        audio_front.mean = checkpoint["front_end"]["log_mel_mean"]
+        audio_front.std = checkpoint["front_end"]["log_mel_std"]
+        epoch, step = checkpoint["progress"]["sampler"]["epoch"], checkpoint["progress"]["sampler"]["step"]
+    else:
+        some = np.linspace(0, len(train) - 1, min(64, len(train))).round().astype(int)
+        waveforms = [torch.from_numpy(train.read(n, train.counts[n] // 2)[1]) for n in some]
+        audio_front.measure(torch.stack(waveforms).to(device))
+    parallel = model
+    if world_size > 1:
+        parallel = DistributedDataParallel(model, device_ids=[local_rank] if device.type == "cuda" else None)
+
+    # The truth about this run.
+    short = [name for name, M in zip(train.names, train.counts) if M < args.k]
+    snippets = sum(train.counts)
+    say(f"titles    {len(train)} to train on ({snippets} snippets of {fmt.seconds:g} s), {len(held_out)} held out")
+    for path, why in titles.skipped:
+        say(f"          skipped {path}: {why}")
+    if short:
+        say(f"          {len(short)} shorter than k = {args.k} snippets, never drawn: {', '.join(short[:5])}" + " ..." * (len(short) > 5))
+    say(f"batch     {args.batch_size} = {world_size} x {share}: k = {args.k} snippets from each of {share // args.k} titles, "
+        f"window {args.w or 'the whole title'}; {2 * (args.batch_size if args.gather else share) - 2} negatives a sample")  # fmt: skip
+    say(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
+    say(f"device    {world_size} x {device.type}, {'bf16' if device.type == 'cuda' else 'fp32'}, "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")  # fmt: skip
+    say(f"run       {args.out}, " + (f"resumed at epoch {epoch} step {step}" if checkpoint else "new"))
+    # ... continued

@@ -1,0 +1,105 @@
+"""Which snippets share a minibatch: the paper's idea on one screen (Section 3, "Sampling Policy").
+
+    n        title (a film, or a show: its episodes stitched together)
+    m        snippet of a title, 0 .. M_n - 1, in temporal order
+    k        snippets that each title gives to a minibatch
+    w        window, in snippets, that those k come from: k <= max - min + 1 <= w <= M_n
+
+Random snippets make the task too easy: nearly every negative is from another film, and its palette or its
+music gives it away. So we first draw a title, n ~ U(1, N), and then k distinct snippets of it, so that each
+sample always has 2k - 2 negatives from its own film:
+
+    k = 1             the baseline: every snippet from a title of its own
+    k = 16            k snippets from anywhere in the title (w = M_n)
+    k = 16, w = 64    ... from a stretch of 64 neighbours
+    k = w = 16        ... from 16 adjacent ones: too hard, it costs accuracy (Table 1)
+
+No media here: indices in, indices out. Each group of k is a function of (seed, epoch, step, place in the global
+batch) alone, so a resumed run repeats itself, and any number of processes share out the same global batch.
+"""
+
+import numpy as np
+
+
+class HierarchicalSampler:
+    """A batch sampler: yields, for one rank, lists of `batch_size` pairs `(title, snippet)`.
+
+    >>> sampler = HierarchicalSampler([100, 50, 200], batch_size=6, k=3, w=8)
+    >>> for batch in sampler: print(batch); break
+    [(1, 42), (1, 38), (1, 39), (2, 81), (2, 83), (2, 77)]
+
+    Two titles gave three snippets each, within 8 of one another: any two of the same title are hard negatives.
+
+    num_snippets  M_n of each title: a list or an array of integers, kept as an array and nothing more
+    batch_size    of this rank; k must divide it. The global batch is world_size times as large.
+    w             None for w = M_n; cut to M_n where a title is shorter. A title with M_n < k is never drawn.
+
+    The titles of a global batch are distinct while there are enough of them; beyond that all appear equally often,
+    and their snippets stay distinct as long as the windows hold enough. An epoch has as many steps as all snippets
+    fill, sum(M_n) / global batch, whatever k and w are.
+    Raises ValueError where no batch can be drawn.
+    """
+
+    def __init__(self, num_snippets, batch_size, k=16, w=None, rank=0, world_size=1, seed=0):
+        self.M = np.asarray(num_snippets)
+        if k < 1 or batch_size < 1 or batch_size % k:
+            raise ValueError(f"k = {k} must divide the batch of a process, {batch_size}")
+        if w is not None and w < k:
+            raise ValueError(f"k = {k} distinct snippets do not fit in a window of w = {w}: w must be k or more")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank = {rank} must be at least 0 and below world_size = {world_size}")
+        if self.M.size == 0 or self.M.max() < k:
+            raise ValueError(f"every title is shorter than k = {k} snippets (the longest: {self.M.max(initial=0)})")
+        self.batch_size, self.k, self.w = batch_size, k, w
+        self.rank, self.world_size, self.seed = rank, world_size, seed
+        # The titles that can give k snippets: all of them, as a rule, and then a list of them would be waste.
+        self.titles = range(len(self.M)) if self.M.min() >= k else np.flatnonzero(self.M >= k).astype(np.uint32)
+        self.steps = max(1, int(self.M.sum(dtype=np.int64)) // (batch_size * world_size))
+        self.set_epoch(0)
+
+    def __len__(self):
+        """Steps in a whole epoch, also when iteration starts in the middle of one."""
+        return self.steps
+
+    def __iter__(self):
+        while self.step < len(self):
+            self.step += 1  # before the yield: the position is the number of batches that have left
+            yield self.batch(self.step - 1)
+        self.step = 0
+
+    def set_epoch(self, epoch):
+        """Another epoch draws other batches; iteration starts at its first step."""
+        self.epoch, self.step = epoch, 0
+
+    def state_dict(self):
+        """The position. A loop behind a DataLoader that reads ahead must save the `step` that it has trained on."""
+        return {"epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state):
+        self.epoch, self.step = state["epoch"], state["step"]
+
+    def batch(self, step):
+        """This rank's share of the global batch of one step: [(title, snippet)] * batch_size, title by title."""
+        titles, groups = self.draw_titles(step), self.batch_size // self.k
+        batch, taken = [], {}
+        for place in range(self.rank * groups, (self.rank + 1) * groups):
+            n = int(titles[place])
+            snippets = self.draw_snippets(n, np.random.default_rng((self.seed, self.epoch, step, place)), taken.get(n))
+            taken[n] = taken.get(n, []) + snippets
+            batch += [(n, m) for m in snippets]
+        return batch
+
+    def draw_titles(self, step):
+        """n ~ U(1, N), without replacement: the titles of all ranks, so that ranks differ without a word exchanged."""
+        rng = np.random.default_rng((self.seed, self.epoch, step))
+        need, N = self.batch_size // self.k * self.world_size, len(self.titles)
+        rounds = [rng.permutation(N) for _ in range(need // N)]  # only where a batch needs more titles than there are
+        drawn = np.concatenate([*rounds, rng.choice(N, need % N, replace=False)]).astype(np.int64)
+        return [self.titles[i] for i in drawn]
+
+    def draw_snippets(self, n, rng, taken=None):
+        """k distinct snippets of title n inside a window of w, placed uniformly; none `taken`, if that leaves k."""
+        w = min(self.w or self.M[n], self.M[n])
+        window = rng.integers(self.M[n] - w + 1) + np.arange(w)
+        free = window if taken is None else np.setdiff1d(window, taken)
+        return rng.choice(free if len(free) >= self.k else window, self.k, replace=False).tolist()
