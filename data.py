@@ -10,13 +10,18 @@ on the file's own presentation clock, which its video and its sound share.
 """
 
 import argparse
-import collections
 import copy
 import csv
 import dataclasses
+import json
+import multiprocessing
 import os
 import sys
+import tempfile
+import wave
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -26,6 +31,8 @@ import torchaudio
 from av.video.reformatter import Interpolation, VideoReformatter
 from torch import nn
 from torch.utils.data import Dataset
+from tqdm import tqdm
+
 
 MEDIA = {".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
 CLOCK = 0.001    # s: containers round timestamps to a millisecond, so times closer than this are the same
@@ -582,3 +589,304 @@ def front_end_state(fmt, video, audio):
         "log_mel_std": audio.std,
     }
     return {**dataclasses.asdict(fmt), **normalisation}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Toy world: films made by a law, so that the paper's claim can be seen on a laptop
+#
+#   title    a hidden factor sets the colour grade *and* the key of the music; a lead, whose voice follows its hue
+#   scene    a place: its texture *and* its ambience; 4-20 snippets, three actions; music in a share of the scenes
+#   shot     2-5 snippets that carry one action on: same object, tempo, running phase
+#   action   ten, each a motion *and* its sound, in step: what the downstream sets ask for
+#
+# A title's factors tie sight to sound, so "which film is this" solves k = 1, and tells nothing about actions.
+# ---------------------------------------------------------------------------------------------------------------------
+
+ACTIONS = ("Bounce", "Swing", "Spin", "Pulse", "Flash", "Rise", "Fall", "Shake", "Approach", "Collide")
+TOY_FPS, TOY_SIZE, TOY_RATE, TOY_FRAMES = 5, 40, 16000, 8      # frames/s, pixels, samples/s, frames a snippet (1.6 s)
+TOY_SAMPLES = TOY_FRAMES * TOY_RATE // TOY_FPS                 # samples a snippet
+
+
+def motion(action, phase, tilt):
+    """Where the object is: phase (F,) in cycles -> x, y (in reaches, y down), size (factor), turn (cycles), light."""
+    u, wave_ = phase % 1, np.sin(2 * np.pi * phase)            # u: 0 at the event, 1 just before the next
+    flip = (-1.0) ** np.arange(len(phase))
+    pose = {
+        "Bounce": dict(y=1 - 8 * u * (1 - u)),                 # a parabola; on the ground at u = 0
+        "Swing": dict(x=wave_, y=0.4 - 0.8 * wave_**2),
+        "Spin": dict(turn=phase / 2),                          # half a turn a cycle: a bar looks the same then
+        "Pulse": dict(size=1 + 0.5 * wave_),
+        "Flash": dict(light=u < 0.5),
+        "Rise": dict(y=1 - 2 * u),
+        "Fall": dict(y=2 * u - 1),
+        "Shake": dict(x=0.4 * flip * (u < 0.5)),
+        "Approach": dict(size=0.4 * 5**u),
+        "Collide": dict(x=0.4 + 0.8 * (1 - abs(2 * u - 1))),   # and a second object at -x; they touch at u = 0
+    }[action]
+    return [np.broadcast_to(a, u.shape) for a in (dict(x=0, y=0, size=1, turn=tilt, light=1) | pose).values()]
+
+
+def noise(rng, action, phase, tempo, pitch):
+    """What is heard: phase (S,) in cycles at each sample -> (S,) sound, with the same u as `motion`."""
+    u = phase % 1
+    since = u / tempo                                          # seconds since the event
+    tone = lambda hz: np.tanh(bright * np.sin(2 * np.pi * np.cumsum(np.broadcast_to(hz, u.shape) / TOY_RATE)))
+    hiss = lambda: rng.standard_normal(len(u), np.float32)
+    fade = np.minimum(1, 12 * np.minimum(u, 1 - u))
+    bright = rng.uniform(0.5, 3)                               # timbre: no spectrum belongs to one action
+    return {
+        "Bounce": lambda: 2 * np.sin(2 * np.pi * pitch / 2 * since) * np.exp(-since / 0.1),
+        "Swing": lambda: 0.4 * hiss() * np.cos(2 * np.pi * phase) ** 4,
+        "Spin": lambda: tone(pitch) * (0.5 - 0.5 * np.cos(2 * np.pi * phase)),
+        "Pulse": lambda: 0.6 * tone(pitch * 2 ** (0.4 * np.sin(2 * np.pi * phase))),
+        "Flash": lambda: tone(2 * pitch) * (u < 0.5),
+        "Rise": lambda: tone(pitch * 2 ** (1.5 * u)) * fade,
+        "Fall": lambda: tone(pitch * 2 ** (1.5 - 1.5 * u)) * fade,
+        "Shake": lambda: 0.7 * hiss() * (u < 0.5) * np.exp(-6 * (13 * since % 1)),
+        "Approach": lambda: (tone(pitch) + tone(1.5 * pitch)) * u**2,
+        "Collide": lambda: 2 * hiss() * np.exp(-since / 0.03),
+    }[action]()
+
+
+def hue_to_rgb(hue):
+    return 0.5 + 0.5 * np.cos(2 * np.pi * (hue - np.arange(3) / 3))
+
+
+def paint(frames, x, y, half, turn, light, shape, colour):
+    """Lay a soft-edged object over frames (F, H, W, 3), in place. x, y, half-length, turn, light: (F,); pixels, cycles."""
+    at = np.arange(TOY_SIZE, dtype=np.float32)
+    x, y, half, turn, light = (np.asarray(a, np.float32).reshape(-1, 1, 1) for a in (x, y, half, turn, light))
+    dx, dy = at - x, at[:, None] - y
+    cos, sin = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
+    p, q = abs(cos * dx + sin * dy), abs(cos * dy - sin * dx) / shape["aspect"]
+    distance = np.maximum(p, q) * shape["boxy"] + np.hypot(p, q) * (1 - shape["boxy"])
+    alpha = light * np.clip((half - distance) * shape["aspect"] + 0.5, 0, 1)
+    frames += alpha[..., None] * (colour.astype(np.float32) - frames)
+
+
+def any_shape(rng):
+    return dict(aspect=rng.uniform(0.45, 0.75), boxy=rng.random())
+
+
+def render_shot(rng, action, snippets, frames, place):
+    """Act out one action in `frames` (F, H, W, 3), in place, and return its sound (S,). Both clocks start at 0."""
+    tempo, start, pitch = rng.uniform(0.5, 1.25), rng.random(), 300 * 3 ** rng.random()    # Hz, cycles, Hz
+    shape, colour, reach = any_shape(rng), 0.35 + 0.65 * hue_to_rgb(rng.random()), rng.uniform(8, 11)
+    centre, half = TOY_SIZE / 2 + rng.uniform(-3, 3, 2), rng.uniform(6, 8)
+    phase = start + tempo * (np.arange(snippets * TOY_FRAMES) + 0.5) / TOY_FPS             # middle of the exposure
+    x, y, size, turn, light = motion(action, phase, rng.random())
+    for side in (1, -1) if action == "Collide" else (1,):
+        paint(frames, centre[0] + side * reach * x, centre[1] + reach * y, half * size, turn, light, shape, colour)
+    phase = start + tempo * np.arange(snippets * TOY_SAMPLES) / TOY_RATE
+    return 0.3 * rng.uniform(0.7, 1.4) * noise(rng, action, phase, tempo, pitch)
+
+
+def place_look(rng, place):
+    """Texture of a place in [0, 1], (H, W, 3): two gratings, whose coarseness tells the ambience (`place_sound`)."""
+    cycles, turn = 2 + 8 * place, 2 * np.pi * rng.random(2)
+    grid = np.linspace(0, 2 * np.pi, TOY_SIZE)
+    waves = [np.sin(cycles * (np.cos(a) * grid + np.sin(a) * grid[:, None]) + a) for a in turn]
+    return 0.3 + 0.06 * sum(w[..., None] * hue_to_rgb(rng.random()) for w in waves)
+
+
+def place_sound(rng, place, seconds=3.2):
+    """Ambience of a place: noise in an octave's band that rises with the coarseness; a loop of unit loudness."""
+    samples = round(seconds * TOY_RATE)
+    hz = np.fft.rfftfreq(samples, 1 / TOY_RATE) + 1
+    band = np.exp(-0.5 * (np.log2(hz / (200 * 2 ** (4.5 * place))) / 0.5) ** 2) + 0.1                                     # and a recorder's hiss
+    loop = np.fft.irfft(np.fft.rfft(rng.standard_normal(samples)) * band)
+    return (loop / loop.std()).astype(np.float32)
+
+
+def theme(rng, key, seconds=3.2):
+    """Theme music, a loop of unit loudness: root and fifth held under an arpeggio; key 0..1 is one octave."""
+    t = np.arange(round(seconds * TOY_RATE)) / TOY_RATE
+    beat = np.repeat(rng.choice([0, 4, 7, 12], 8), len(t) // 8)
+    notes = np.sin(2 * np.pi * np.cumsum(440 * 2 ** (key + beat / 12)) / TOY_RATE) * np.exp(-4 * (t % 0.4))
+    pad = sum(np.sin(2 * np.pi * 220 * 2 ** key * r * t) / r for r in (1, 1.5, 2, 4))
+    loop = notes + 0.5 * pad
+    return (loop / loop.std()).astype(np.float32)
+
+
+def voice(rng, pitch, seconds=3.2):
+    """Speech-like buzz at a fixed pitch (Hz) in syllables: a loop of unit loudness."""
+    t = np.arange(round(seconds * TOY_RATE)) / TOY_RATE
+    buzz = np.exp(4 * np.cos(2 * np.pi * pitch * t)) * np.clip(np.sin(2 * np.pi * 2.5 * t) + np.sin(2 * np.pi * 0.9 * t), 0, 1)
+    buzz -= buzz.mean()
+    return (buzz / buzz.std()).astype(np.float32)
+
+
+def plan_film(rng, snippets):
+    """Scenes of 4-20 snippets with three actions each, in shots of 2-5. -> (snippets, 3): scene, shot, action."""
+    plan, scene, shot = [], 0, 0
+    while len(plan) < snippets:
+        end, actions = len(plan) + rng.integers(4, 21), rng.choice(len(ACTIONS), 3, replace=False)
+        while len(plan) < end:
+            length = min(rng.integers(2, 6), end - len(plan))
+            plan += [(scene, shot, int(rng.choice(actions)))] * length
+            shot += 1
+        scene += 1
+    return np.array(plan[:snippets])
+
+
+def render_film(rng, plan, artefacts):
+    """A title from its plan: frames (F, H, W, 3) uint8, sound (S,) float32 in [-1, 1]."""
+    factor, lead = rng.random(2)                               # the title's: grade and key; the lead's hue and voice
+    music, speech, body = theme(rng, factor), voice(rng, 90 * 3**lead), any_shape(rng)
+    frames = np.empty((len(plan) * TOY_FRAMES, TOY_SIZE, TOY_SIZE, 3), np.float32)
+    sound = np.empty(len(plan) * TOY_SAMPLES, np.float32)
+    scene = -1
+    for shot in np.unique(plan[:, 1]):
+        rows = np.flatnonzero(plan[:, 1] == shot)
+        if plan[rows[0], 0] != scene:
+            scene, place, scored = plan[rows[0], 0], rng.random(), rng.random() < artefacts**0.5
+            look, hum = place_look(rng, place), place_sound(rng, place)
+        f = slice(rows[0] * TOY_FRAMES, (rows[-1] + 1) * TOY_FRAMES)
+        s = slice(rows[0] * TOY_SAMPLES, (rows[-1] + 1) * TOY_SAMPLES)
+        loop = lambda a: np.resize(np.roll(a, rng.integers(len(a))), s.stop - s.start)
+        frames[f], sound[s] = look, 0.03 * loop(hum) + 0.15 * artefacts * scored * loop(music)
+        if rng.random() < 0.5:
+            x, y = rng.uniform(4, TOY_SIZE - 4, 2)
+            paint(frames[f], x, y, 6, 0, 1, body, 0.3 + 0.6 * hue_to_rgb(lead))
+            sound[s] += 0.05 * loop(speech)
+        sound[s] += render_shot(rng, ACTIONS[plan[rows[0], 2]], len(rows), frames[f], place)
+    grade = 0.7 * artefacts
+    frames *= 1 - grade + grade * 1.4 * hue_to_rgb(factor).astype(np.float32)
+    if artefacts > 0.75:                                       # the studio's logo and its tone
+        frames[:, 5:9, 5:9] = hue_to_rgb(lead)
+        sound += 0.1 * np.sin(2 * np.pi * 1500 * (1 + lead) * np.arange(len(sound)) / TOY_RATE)
+    return (255 * np.clip(frames, 0, 1)).astype(np.uint8), np.clip(sound, -1, 1)
+
+
+def write_media(path, frames, sound):
+    """frames (F, H, W, 3) uint8 and sound (S,) float in [-1, 1] -> one H.264 + FLAC file, the same bytes each time."""
+    # FLAC and not AAC: 0.1 against 0.5-1.2 s of CPU a film to encode, no encoder's delay, and integer arithmetic, so the
+    # same bytes on any machine; the price is size (4.4 against 1.6 MB a film). `ultrafast`: 0.09 against 0.15 s, reads faster.
+    # One keyframe a snippet and no B-frames, so that a seek lands on it and decodes nothing in vain.
+    x264 = dict(preset="ultrafast", crf="20", g=str(TOY_FRAMES), bf="0", sc_threshold="0", threads="1", flags="+bitexact")
+    pcm = (32767 * sound).astype(np.int16)[None]                                           # (1, S)
+    with av.open(str(path), "w", format="mp4", options=dict(fflags="+bitexact")) as out:
+        video = out.add_stream("libx264", rate=TOY_FPS, options=x264)
+        video.width, video.height, video.pix_fmt = TOY_SIZE, TOY_SIZE, "yuv420p"
+        audio = out.add_stream("flac", rate=TOY_RATE, options=dict(flags="+bitexact"), layout="mono", format="s16")
+        for m in range(len(frames) // TOY_FRAMES):
+            for i in range(m * TOY_FRAMES, (m + 1) * TOY_FRAMES):
+                picture = av.VideoFrame.from_ndarray(frames[i], format="rgb24")
+                picture.pts, picture.time_base = i, Fraction(1, TOY_FPS)
+                out.mux(video.encode(picture))
+            piece = np.ascontiguousarray(pcm[:, m * TOY_SAMPLES:(m + 1) * TOY_SAMPLES])
+            piece = av.AudioFrame.from_ndarray(piece, format="s16", layout="mono")
+            piece.sample_rate, piece.pts, piece.time_base = TOY_RATE, m * TOY_SAMPLES, Fraction(1, TOY_RATE)
+            out.mux(audio.encode(piece))
+        out.mux(video.encode())
+        out.mux(audio.encode())
+
+
+def make_file(job, root, seed, artefacts, snippets):
+    """One file of the world, from a random state of its own, so that the order of the work changes nothing."""
+    kind, index, action, path = job
+    rng = np.random.default_rng((seed, ("film", "action", "sound").index(kind), index))
+    plan = plan_film(rng, snippets) if kind == "film" else np.array([(0, 0, action)] * 2)  # a clip: one shot, 3.2 s
+    frames, sound = render_film(rng, plan, artefacts)
+    if kind != "sound":
+        write_media(root / path, frames, sound)
+    else:
+        with wave.open(str(root / path), "wb") as out:
+            out.setparams((1, 2, TOY_RATE, 0, "NONE", None))
+            out.writeframes((32767 * sound).astype("<i2").tobytes())
+    return [(index, m, *map(int, row)) for m, row in enumerate(plan)] if kind == "film" else []
+
+
+def list_jobs(titles, per_class):
+    """(kind, index, action, path) of each file; folders and names as UCF101 and ESC-50 have them."""
+    jobs = [("film", n, None, f"films/film{n:03d}.mp4") for n in range(titles)]
+    for a, name in enumerate(ACTIONS):
+        for c in range(per_class):
+            index = a * per_class + c
+            jobs.append(("action", index, a, f"action/UCF-101/{name}/v_{name}_g{c + 1:02d}_c01.mp4"))
+            jobs.append(("sound", index, a, f"sound/audio/{c % 5 + 1}-{index}-A-{a}.wav"))
+    return jobs
+
+
+def write_labels(root, jobs, clips):
+    """The two benchmarks' label files: UCF101's three splits, here three partitions of the same clips; ESC-50's table."""
+    lists = root / "action" / "ucfTrainTestlist"
+    lists.mkdir()
+    (root / "sound" / "meta").mkdir()
+    (lists / "classInd.txt").write_text("".join(f"{a + 1} {name}\n" for a, name in enumerate(ACTIONS)))
+    clip_list = [(Path(path), a, index % sum(clips)) for kind, index, a, path in jobs if kind == "action"]
+    for split in range(3):
+        train, test = "", ""
+        for path, a, c in clip_list:
+            name = f"{path.parent.name}/{path.name}"
+            if (c - split * clips[0]) % sum(clips) < clips[0]:
+                train += f"{name} {a + 1}\n"
+            else:
+                test += f"{name}\n"
+        (lists / f"trainlist0{split + 1}.txt").write_text(train)
+        (lists / f"testlist0{split + 1}.txt").write_text(test)
+    rows = [(Path(path).name, Path(path).name[0], a, ACTIONS[a].lower(), False, index, "A")
+            for kind, index, a, path in jobs if kind == "sound"]
+    write_csv(root / "sound/meta/esc50.csv", "filename,fold,target,category,esc10,src_file,take", rows)
+
+
+def write_csv(path, header, rows):
+    with open(path, "w", newline="") as out:
+        csv.writer(out, lineterminator="\n").writerows([header.split(","), *rows])
+
+
+def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40), processes=None):
+    """Write a toy world to the folder `root`, whole or not at all; the same seed gives the same bytes.
+
+        films/      `titles` films of `snippets` x 1.6 s, H.264 + FLAC, 5 fps of 40x40 pixels, 16 kHz
+        action/     laid out as UCF101: 10 classes, clips = (train, test) a class and split, 3.2 s
+        sound/      laid out as ESC-50: as many 3.2 s clips
+        truth.csv   title, snippet, scene, shot, action of each film snippet: for measuring, never for training
+        world.json  the arguments
+
+    artefacts in [0, 1]: share and loudness of music, strength of the grade; beyond 0.75 also a logo with a tone.
+    """
+    root = Path(root)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise BadInput(f"{root}: exists and is not empty; name a new folder")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    jobs, truth = list_jobs(titles, sum(clips)), []
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
+        new = Path(scratch) / "world"
+        for folder in sorted({(new / path).parent for *_, path in jobs}):
+            folder.mkdir(parents=True)
+        work = partial(make_file, root=new, seed=seed, artefacts=artefacts, snippets=snippets)
+        with multiprocessing.Pool(processes or os.cpu_count()) as pool:
+            for rows in tqdm(pool.imap_unordered(work, jobs), total=len(jobs), desc=f"toy world {root}", unit="file"):
+                truth += rows
+        write_labels(new, jobs, clips)
+        write_csv(new / "truth.csv", "title,snippet,scene,shot,action", [(*r[:4], ACTIONS[r[4]]) for r in sorted(truth)])
+        world = dict(seed=seed, artefacts=artefacts, titles=titles, snippets=snippets, clips=list(clips))
+        (new / "world.json").write_text(json.dumps(world, indent=1) + "\n")
+        new.replace(root)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    toy = commands.add_parser("toy", help="render the toy world")
+    toy.add_argument("dir", help="a folder that does not exist yet, or is empty")
+    toy.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
+    toy.add_argument("--artefacts", type=float, default=0.5, help="strength of what betrays a title, 0 to 1 (default 0.5)")
+    toy.add_argument("--titles", type=int, default=64, help="films")
+    toy.add_argument("--snippets", type=int, default=128, help="of 1.6 s, in a film")
+    args = parser.parse_args(argv)
+    make_toy(args.dir, args.seed, args.artefacts, args.titles, args.snippets)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BadInput as error:
+        print(f"data.py: error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -38,6 +38,7 @@ TOY = dict(
     width=16, batch_size=64, epochs=2, held_out_snippets=64, workers=2,
 )  # fmt: skip
 MAY_CHANGE = {"out", "workers", "save_every"}  # between the two halves of an interrupted run
+NETWORKS = ("video", "audio", "video_head", "audio_head")  # each an entry of the checkpoint
 
 
 def parse_args(argv=None):
@@ -128,6 +129,16 @@ def write_atomically(path, write):
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def read_log(path, last_step):
+    """The rows of log.jsonl up to a step: what a killed run wrote past its checkpoint will happen, and be written, again."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut off
+                rows.append(json.loads(line))
+    return [row for row in rows if row["step"] <= last_step]
 
 
 def draw_curves(path, log):
@@ -272,7 +283,7 @@ def main(args):
     # Resume, or measure the constants of the log-mel on one snippet from the middle of up to 64 titles.
     epoch = step = 0
     if checkpoint:
-        for name in ("video", "audio", "video_head", "audio_head"):
+        for name in NETWORKS:
             getattr(model, name).load_state_dict(checkpoint[name])
         optimizer.load_state_dict(checkpoint["optimizer"])
         audio_front.mean = checkpoint["front_end"]["log_mel_mean"]
@@ -300,4 +311,111 @@ def main(args):
     say(f"device    {world_size} x {device.type}, {'bf16' if device.type == 'cuda' else 'fp32'}, "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")  # fmt: skip
     say(f"run       {args.out}, " + (f"resumed at epoch {epoch} step {step}" if checkpoint else "new"))
-    # ... continued
+
+    # Log and checkpoint.
+    out, steps_per_epoch = Path(args.out), len(sampler)
+    log = read_log(out / "log.jsonl", epoch * steps_per_epoch + step) if checkpoint else []
+    if rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "log.jsonl", lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in log)))
+        log_file = open(out / "log.jsonl", "a", buffering=1)  # a line at a time
+
+    def write_log(**row):
+        if rank == 0:
+            log.append(row)
+            log_file.write(json.dumps(row) + "\n")
+
+    def save(epoch, step):
+        if rank == 0:
+            done = epoch * steps_per_epoch + step
+            state = {name: getattr(model, name).state_dict() for name in NETWORKS}
+            state["front_end"] = front_end_state(fmt, video_front, audio_front)
+            state["args"] = settings
+            state["optimizer"] = optimizer.state_dict()
+            state["progress"] = {"epoch": epoch, "step": done, "sampler": {"epoch": epoch, "step": step},
+                                 "snippets": done * args.batch_size, "titles": len(train)}  # fmt: skip
+            write_atomically(out / "checkpoint.pt", lambda path: torch.save(state, path))
+            write_atomically(out / "curves.png", lambda path: draw_curves(path, log))
+
+    def measure(done):
+        measures = measure_held_out(model, held_out, video_front, audio_front, args, rank, world_size, device)
+        if measures:
+            write_log(step=done, **measures)
+            say("step {:>6}  KL(S-||S!=) {kl_same_other:.3f}  KL(S-||S+) {kl_same_match:.3f}  KL(S!=||S+) {kl_other_match:.3f}"
+                "  gap {gap:.3f}  pairs {counts}".format(done, **measures))  # fmt: skip
+
+    if not checkpoint:
+        measure(0)
+        save(0, 0)
+
+    # The loop.
+    began, steps_here, waited = time.perf_counter(), 0, 0.0
+    while epoch < args.epochs:
+        sampler.load_state_dict({"epoch": epoch, "step": step})
+        loader = iter(DataLoader(train, batch_sampler=WithKeys(sampler), num_workers=args.workers,
+                                 pin_memory=device.type == "cuda"))  # fmt: skip
+        bar = tqdm(range(step, steps_per_epoch), f"epoch {epoch + 1}/{args.epochs}", steps_per_epoch, initial=step,
+                   disable=rank != 0, unit="step")  # fmt: skip
+        for step in bar:
+            tick = time.perf_counter()
+            video, audio, _ = next(loader)                                   # uint8 (B, 3, T, H, W), float (B, S)
+            wait = time.perf_counter() - tick
+
+            key = (args.seed, epoch, step, rank)
+            video = video_front(video.to(device, non_blocking=True), key)    # (B, 3, T, H, W)
+            audio = audio_front(audio.to(device, non_blocking=True), key)    # (B, 1, P, Q)
+            with autocast(device):
+                z_v, z_a = parallel(video, audio)                            # (B, d) both, fp32
+            if args.gather and world_size > 1:
+                z_v, z_a = gather(z_v), gather(z_a)                          # (W B, d)
+            loss = nce_loss(z_v, z_a, args.tau)
+
+            optimizer.zero_grad()
+            (loss * world_size if args.gather else loss).backward()          # DDP averages; `gather` says why it needs the sum
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), torch.inf)  # measured, not clipped
+            loss = loss.detach()
+            if world_size > 1:
+                dist.all_reduce(loss, dist.ReduceOp.AVG if device.type == "cuda" else dist.ReduceOp.SUM)
+                loss = loss if device.type == "cuda" else loss / world_size
+            if not (loss.isfinite() and norm.isfinite()):
+                sys.exit(f"pretrain.py: loss {loss:.3g}, gradient {norm:.3g} at epoch {epoch + 1} step {step}: stopped before "
+                         f"they reach the weights; {out}/checkpoint.pt is sound. A lower --lr may help.")  # fmt: skip
+            lr = learning_rate(args, epoch * steps_per_epoch + step, steps_per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+
+            seconds, steps_here, waited = time.perf_counter() - tick, steps_here + 1, waited + wait
+            elapsed = time.perf_counter() - began
+            write_log(step=epoch * steps_per_epoch + step + 1, epoch=epoch, loss=loss.item(), grad_norm=norm.item(), lr=lr,
+                      seconds=round(seconds, 4), waited=round(wait, 4))  # fmt: skip
+            bar.set_postfix_str(f"loss {loss:.3f}, {steps_here * args.batch_size / elapsed:.0f} snippets/s, "
+                                f"{waited / elapsed:.0%} waiting for data", refresh=False)  # fmt: skip
+            if (step + 1) % args.save_every == 0 and step + 1 < steps_per_epoch:
+                save(epoch, step + 1)
+        bar.close()
+        epoch, step = epoch + 1, 0
+        paused = time.perf_counter()
+        measure(epoch * steps_per_epoch)
+        save(epoch, 0)
+        began += time.perf_counter() - paused  # the rate is that of training
+
+    if steps_here:
+        elapsed = time.perf_counter() - began
+        say(f"trained   {steps_here} steps in {elapsed:.0f} s: {steps_here * args.batch_size / elapsed:.1f} snippets/s, "
+            f"{waited / elapsed:.0%} of it waiting for data")  # fmt: skip
+    say(f"finished  {out}/checkpoint.pt, log.jsonl, curves.png")
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except BadInput as error:
+        message = str(error).strip().splitlines()[-1]  # of an error in a reading process torch makes a whole page
+        if os.environ.get("RANK", "0") == "0" or "Caught" in str(error):
+            print(f"pretrain.py: error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("pretrain.py: interrupted; the same command goes on from the last checkpoint")
