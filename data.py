@@ -104,7 +104,8 @@ class Reader:
         start = whole_start if stream.start_time is None else float(stream.start_time * stream.time_base)
         if stream.duration:
             return start, start + float(stream.duration * stream.time_base)
-        return start, whole_start + (self.container.duration or 0) / av.time_base
+        whole = (self.container.duration or 0) / av.time_base
+        return start, whole if "matroska" in self.container.format.name else whole_start + whole  # there, it is the end
 
     def read(self, times=(), sound_from=0.0, samples=0, rate=48000):
         """Frames shown at `times` (ascending), and `samples` of mono sound at `rate` from `sound_from` on.
@@ -157,7 +158,7 @@ class Pictures:
     def take(self, packet):
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is None:                                   # the end: what the decoder still holds comes out
-            self.decode([*self.pending, packet])
+            self.decode([*(self.pending or []), packet])
             self.frames += [self.shown] * (len(self.times) - len(self.frames)) if self.shown else []
         elif self.pending is None:
             self.decode([packet])
@@ -599,121 +600,118 @@ def front_end_state(fmt, video, audio):
 #   shot     2-5 snippets that carry one action on: same object, tempo, running phase
 #   action   ten, each a motion *and* its sound, in step: what the downstream sets ask for
 #
-# A title's factors tie sight to sound, so "which film is this" solves k = 1, and tells nothing about actions.
+# Grade and key, hue and voice are tied by one law for all titles, so "which film is this" solves k = 1, also on films
+# never seen, and says nothing about actions. Inside a film only the action, its tempo and its phase are left.
 # ---------------------------------------------------------------------------------------------------------------------
 
 ACTIONS = ("Bounce", "Swing", "Spin", "Pulse", "Flash", "Rise", "Fall", "Shake", "Approach", "Collide")
 TOY_FPS, TOY_SIZE, TOY_RATE, TOY_FRAMES = 5, 40, 16000, 8      # frames/s, pixels, samples/s, frames a snippet (1.6 s)
 TOY_SAMPLES = TOY_FRAMES * TOY_RATE // TOY_FPS                 # samples a snippet
+LOOP = np.arange(3.2 * TOY_RATE, dtype=np.float32) / TOY_RATE  # (51200,) seconds: sounds that go on are loops of 3.2 s
 
 
-def motion(action, phase, tilt):
-    """Where the object is: phase (F,) in cycles -> x, y (in reaches, y down), size (factor), turn (cycles), light."""
-    u, wave_ = phase % 1, np.sin(2 * np.pi * phase)            # u: 0 at the event, 1 just before the next
-    flip = (-1.0) ** np.arange(len(phase))
+def action_motion(action, phase, tilt):
+    """Phase (F,) in cycles -> x, y (in reaches, y down), size (factor), turn (cycles), light, each (F,)."""
+    u, swell = phase % 1, np.sin(2 * np.pi * phase)            # u: 0 at the event, near 1 just before the next
     pose = {
-        "Bounce": dict(y=1 - 8 * u * (1 - u)),                 # a parabola; on the ground at u = 0
-        "Swing": dict(x=wave_, y=0.4 - 0.8 * wave_**2),
-        "Spin": dict(turn=phase / 2),                          # half a turn a cycle: a bar looks the same then
-        "Pulse": dict(size=1 + 0.5 * wave_),
+        "Bounce": dict(y=1 - 8 * u * (1 - u)),                 # a parabola, on the ground at u = 0
+        "Swing": dict(x=swell, y=0.4 - 0.8 * swell**2),        # fastest and lowest at u = 0 and 1/2
+        "Spin": dict(turn=phase / 2),                          # half a turn a cycle: a bar then looks the same
+        "Pulse": dict(size=1 + 0.5 * swell),
         "Flash": dict(light=u < 0.5),
         "Rise": dict(y=1 - 2 * u),
         "Fall": dict(y=2 * u - 1),
-        "Shake": dict(x=0.4 * flip * (u < 0.5)),
+        "Shake": dict(x=0.4 * (-1.0) ** np.arange(len(u)) * (u < 0.5)),
         "Approach": dict(size=0.4 * 5**u),
-        "Collide": dict(x=0.4 + 0.8 * (1 - abs(2 * u - 1))),   # and a second object at -x; they touch at u = 0
+        "Collide": dict(x=0.4 + 0.8 * (1 - abs(2 * u - 1))),   # a second object is at -x: they touch at u = 0
     }[action]
-    return [np.broadcast_to(a, u.shape) for a in (dict(x=0, y=0, size=1, turn=tilt, light=1) | pose).values()]
+    pose = dict(x=0, y=0, size=1, turn=tilt, light=1) | pose
+    return [np.broadcast_to(value, u.shape) for value in pose.values()]
 
 
-def noise(rng, action, phase, tempo, pitch):
-    """What is heard: phase (S,) in cycles at each sample -> (S,) sound, with the same u as `motion`."""
-    u = phase % 1
-    since = u / tempo                                          # seconds since the event
-    tone = lambda hz: np.tanh(bright * np.sin(2 * np.pi * np.cumsum(np.broadcast_to(hz, u.shape) / TOY_RATE)))
-    hiss = lambda: rng.standard_normal(len(u), np.float32)
+def action_sound(rng, action, phase, tempo, pitch):
+    """Phase (S,) in cycles at each sample -> sound (S,), by the same u. Pitch is a factor around the action's own."""
+    u = (phase % 1).astype(np.float32)
+    since, swell = u / tempo, np.sin(2 * np.pi * u)            # since: seconds after the event
     fade = np.minimum(1, 12 * np.minimum(u, 1 - u))
-    bright = rng.uniform(0.5, 3)                               # timbre: no spectrum belongs to one action
+
+    def tone(hz):
+        cycles = np.cumsum(np.broadcast_to(hz * pitch / TOY_RATE, u.shape), dtype=np.float64)
+        return np.sin(2 * np.pi * (cycles % 1).astype(np.float32))
+
+    def hiss():
+        return rng.standard_normal(len(u), np.float32)
+
     return {
-        "Bounce": lambda: 2 * np.sin(2 * np.pi * pitch / 2 * since) * np.exp(-since / 0.1),
-        "Swing": lambda: 0.4 * hiss() * np.cos(2 * np.pi * phase) ** 4,
-        "Spin": lambda: tone(pitch) * (0.5 - 0.5 * np.cos(2 * np.pi * phase)),
-        "Pulse": lambda: 0.6 * tone(pitch * 2 ** (0.4 * np.sin(2 * np.pi * phase))),
-        "Flash": lambda: tone(2 * pitch) * (u < 0.5),
-        "Rise": lambda: tone(pitch * 2 ** (1.5 * u)) * fade,
-        "Fall": lambda: tone(pitch * 2 ** (1.5 - 1.5 * u)) * fade,
-        "Shake": lambda: 0.7 * hiss() * (u < 0.5) * np.exp(-6 * (13 * since % 1)),
-        "Approach": lambda: (tone(pitch) + tone(1.5 * pitch)) * u**2,
-        "Collide": lambda: 2 * hiss() * np.exp(-since / 0.03),
+        "Bounce": lambda: 2 * np.sin(2 * np.pi * 110 * pitch * since) * np.exp(-since / 0.1),           # thud
+        "Swing": lambda: np.convolve(hiss(), np.full(12, 0.25, np.float32), "same") * (1 - swell**2) ** 2,  # whoosh
+        "Spin": lambda: np.tanh(3 * tone(220)) * (1 - np.cos(2 * np.pi * u)) / 2,                       # modulated tone
+        "Pulse": lambda: tone(600 * 2 ** (0.4 * swell)),                                                # vibrato
+        "Flash": lambda: tone(1800) * (u < 0.5),                                                        # beep
+        "Rise": lambda: tone(400 * 2 ** (1.5 * u)) * fade,
+        "Fall": lambda: tone(400 * 2 ** (1.5 - 1.5 * u)) * fade,
+        "Shake": lambda: 1.4 * hiss() * (u < 0.5) * np.exp(-6 * (13 * since % 1)),                      # rattle
+        "Approach": lambda: 1.5 * np.tanh(3 * tone(130)) * u**2,                                        # crescendo
+        "Collide": lambda: 2 * hiss() * np.exp(-since / 0.03),                                          # click
     }[action]()
 
 
-def hue_to_rgb(hue):
-    return 0.5 + 0.5 * np.cos(2 * np.pi * (hue - np.arange(3) / 3))
+def rgb(hue):
+    return (0.5 + 0.5 * np.cos(2 * np.pi * (hue - np.arange(3) / 3))).astype(np.float32)
 
 
-def paint(frames, x, y, half, turn, light, shape, colour):
-    """Lay a soft-edged object over frames (F, H, W, 3), in place. x, y, half-length, turn, light: (F,); pixels, cycles."""
-    at = np.arange(TOY_SIZE, dtype=np.float32)
+def paint(frames, x, y, half, turn, light, look):
+    """Lay a soft-edged object over frames (F, H, W, 3), in place. x, y, half its length in pixels, turn in cycles."""
+    at, (aspect, boxy, colour) = np.arange(TOY_SIZE, dtype=np.float32), look
     x, y, half, turn, light = (np.asarray(a, np.float32).reshape(-1, 1, 1) for a in (x, y, half, turn, light))
-    dx, dy = at - x, at[:, None] - y
-    cos, sin = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn)
-    p, q = abs(cos * dx + sin * dy), abs(cos * dy - sin * dx) / shape["aspect"]
-    distance = np.maximum(p, q) * shape["boxy"] + np.hypot(p, q) * (1 - shape["boxy"])
-    alpha = light * np.clip((half - distance) * shape["aspect"] + 0.5, 0, 1)
-    frames += alpha[..., None] * (colour.astype(np.float32) - frames)
+    cos, sin, dx, dy = np.cos(2 * np.pi * turn), np.sin(2 * np.pi * turn), at - x, at[:, None] - y
+    along, across = abs(cos * dx + sin * dy), abs(cos * dy - sin * dx) / aspect                     # (F, H, W)
+    distance = boxy * np.maximum(along, across) + (1 - boxy) * np.hypot(along, across)              # box to ellipse
+    alpha = light * np.clip((half - distance) * aspect + 0.5, 0, 1)
+    frames += alpha[..., None] * (colour - frames)
 
 
-def any_shape(rng):
-    return dict(aspect=rng.uniform(0.45, 0.75), boxy=rng.random())
-
-
-def render_shot(rng, action, snippets, frames, place):
-    """Act out one action in `frames` (F, H, W, 3), in place, and return its sound (S,). Both clocks start at 0."""
-    tempo, start, pitch = rng.uniform(0.5, 1.25), rng.random(), 300 * 3 ** rng.random()    # Hz, cycles, Hz
-    shape, colour, reach = any_shape(rng), 0.35 + 0.65 * hue_to_rgb(rng.random()), rng.uniform(8, 11)
-    centre, half = TOY_SIZE / 2 + rng.uniform(-3, 3, 2), rng.uniform(6, 8)
-    phase = start + tempo * (np.arange(snippets * TOY_FRAMES) + 0.5) / TOY_FPS             # middle of the exposure
-    x, y, size, turn, light = motion(action, phase, rng.random())
+def act(rng, action, frames):
+    """One shot: acts it out over frames (F, H, W, 3), in place, and returns its sound (S,)."""
+    tempo, start, pitch = rng.uniform(0.6, 1.2), rng.random(), 2 ** rng.uniform(-0.5, 0.5)          # Hz, cycles, factor
+    look = rng.uniform(0.4, 0.65), rng.random(), 0.5 + 0.5 * rgb(rng.random())  # aspect, boxy, colour
+    middle, reach, half = TOY_SIZE / 2 + rng.uniform(-3, 3, 2), rng.uniform(8, 11), rng.uniform(6, 8)  # pixels
+    exposure = (np.arange(len(frames)) + 0.5) / TOY_FPS                                             # seconds
+    x, y, size, turn, light = action_motion(action, start + tempo * exposure, rng.random())
     for side in (1, -1) if action == "Collide" else (1,):
-        paint(frames, centre[0] + side * reach * x, centre[1] + reach * y, half * size, turn, light, shape, colour)
-    phase = start + tempo * np.arange(snippets * TOY_SAMPLES) / TOY_RATE
-    return 0.3 * rng.uniform(0.7, 1.4) * noise(rng, action, phase, tempo, pitch)
+        paint(frames, middle[0] + side * reach * x, middle[1] + reach * y, half * size, turn, light, look)
+    seconds = np.arange(len(frames) * TOY_RATE // TOY_FPS) / TOY_RATE
+    return 0.3 * rng.uniform(0.7, 1.4) * action_sound(rng, action, start + tempo * seconds, tempo, pitch)
 
 
-def place_look(rng, place):
-    """Texture of a place in [0, 1], (H, W, 3): two gratings, whose coarseness tells the ambience (`place_sound`)."""
-    cycles, turn = 2 + 8 * place, 2 * np.pi * rng.random(2)
-    grid = np.linspace(0, 2 * np.pi, TOY_SIZE)
-    waves = [np.sin(cycles * (np.cos(a) * grid + np.sin(a) * grid[:, None]) + a) for a in turn]
-    return 0.3 + 0.06 * sum(w[..., None] * hue_to_rgb(rng.random()) for w in waves)
+def make_place(rng):
+    """A place: texture (H, W, 3) and ambience, a loop; the finer the texture, the higher the octave of the noise."""
+    fine, grid = rng.random(), np.linspace(0, 2 * np.pi, TOY_SIZE)
+    texture = 0.2
+    for turn in 2 * np.pi * rng.random(2):
+        grating = np.sin((2 + 8 * fine) * (np.cos(turn) * grid + np.sin(turn) * grid[:, None]) + turn)
+        texture = texture + 0.05 * grating[..., None] * rgb(rng.random())
+    octaves = np.log2((np.fft.rfftfreq(len(LOOP), 1 / TOY_RATE) + 1) / 200)
+    band = np.exp(-2 * (octaves - 4.5 * fine) ** 2) + 0.1                                           # 0.1: hiss
+    return texture, unit(np.fft.irfft(np.fft.rfft(rng.standard_normal(len(LOOP))) * band))
 
 
-def place_sound(rng, place, seconds=3.2):
-    """Ambience of a place: noise in an octave's band that rises with the coarseness; a loop of unit loudness."""
-    samples = round(seconds * TOY_RATE)
-    hz = np.fft.rfftfreq(samples, 1 / TOY_RATE) + 1
-    band = np.exp(-0.5 * (np.log2(hz / (200 * 2 ** (4.5 * place))) / 0.5) ** 2) + 0.1                                     # and a recorder's hiss
-    loop = np.fft.irfft(np.fft.rfft(rng.standard_normal(samples)) * band)
-    return (loop / loop.std()).astype(np.float32)
+def make_music(rng, key):
+    """The title's theme, a loop: root and fifth held under an arpeggio; key 0..1 spans two octaves."""
+    root = 220 * 4**key
+    notes = np.repeat(root * 2 ** (rng.choice([0, 4, 7, 12], 8) / 12), len(LOOP) // 8)              # notes of 0.4 s
+    melody = np.sin(2 * np.pi * np.cumsum(notes) / TOY_RATE) * np.exp(-4 * (LOOP % 0.4))
+    return unit(melody + 0.5 * np.sin(2 * np.pi * root * LOOP) + 0.5 * np.sin(3 * np.pi * root * LOOP))
 
 
-def theme(rng, key, seconds=3.2):
-    """Theme music, a loop of unit loudness: root and fifth held under an arpeggio; key 0..1 is one octave."""
-    t = np.arange(round(seconds * TOY_RATE)) / TOY_RATE
-    beat = np.repeat(rng.choice([0, 4, 7, 12], 8), len(t) // 8)
-    notes = np.sin(2 * np.pi * np.cumsum(440 * 2 ** (key + beat / 12)) / TOY_RATE) * np.exp(-4 * (t % 0.4))
-    pad = sum(np.sin(2 * np.pi * 220 * 2 ** key * r * t) / r for r in (1, 1.5, 2, 4))
-    loop = notes + 0.5 * pad
-    return (loop / loop.std()).astype(np.float32)
+def make_voice(rng, pitch):
+    """The lead's voice, a loop: a buzz at its pitch, 100 to 400 Hz, in syllables."""
+    syllables = np.sin(2 * np.pi * (2.5 * LOOP + rng.random())) + np.sin(2 * np.pi * (0.9375 * LOOP + rng.random()))
+    return unit(np.exp(4 * np.cos(2 * np.pi * 100 * 4**pitch * LOOP)) * np.clip(syllables, 0, 1))
 
 
-def voice(rng, pitch, seconds=3.2):
-    """Speech-like buzz at a fixed pitch (Hz) in syllables: a loop of unit loudness."""
-    t = np.arange(round(seconds * TOY_RATE)) / TOY_RATE
-    buzz = np.exp(4 * np.cos(2 * np.pi * pitch * t)) * np.clip(np.sin(2 * np.pi * 2.5 * t) + np.sin(2 * np.pi * 0.9 * t), 0, 1)
-    buzz -= buzz.mean()
-    return (buzz / buzz.std()).astype(np.float32)
+def unit(loop):
+    return ((loop - loop.mean()) / loop.std()).astype(np.float32)
 
 
 def plan_film(rng, snippets):
@@ -722,53 +720,51 @@ def plan_film(rng, snippets):
     while len(plan) < snippets:
         end, actions = len(plan) + rng.integers(4, 21), rng.choice(len(ACTIONS), 3, replace=False)
         while len(plan) < end:
-            length = min(rng.integers(2, 6), end - len(plan))
-            plan += [(scene, shot, int(rng.choice(actions)))] * length
+            plan += [(scene, shot, rng.choice(actions))] * min(rng.integers(2, 6), end - len(plan))
             shot += 1
         scene += 1
     return np.array(plan[:snippets])
 
 
 def render_film(rng, plan, artefacts):
-    """A title from its plan: frames (F, H, W, 3) uint8, sound (S,) float32 in [-1, 1]."""
-    factor, lead = rng.random(2)                               # the title's: grade and key; the lead's hue and voice
-    music, speech, body = theme(rng, factor), voice(rng, 90 * 3**lead), any_shape(rng)
+    """A title by its plan: frames (F, H, W, 3) uint8 and sound (S,) in [-1, 1]."""
+    factor, lead = rng.random(2).tolist()                      # all that is hidden in a title
+    music, voice = make_music(rng, factor), make_voice(rng, lead)
+    body = rng.uniform(0.4, 0.65), rng.random(), 0.7 * rgb(2 / 3 * lead)
     frames = np.empty((len(plan) * TOY_FRAMES, TOY_SIZE, TOY_SIZE, 3), np.float32)
     sound = np.empty(len(plan) * TOY_SAMPLES, np.float32)
-    scene = -1
+    scene = None
     for shot in np.unique(plan[:, 1]):
         rows = np.flatnonzero(plan[:, 1] == shot)
         if plan[rows[0], 0] != scene:
-            scene, place, scored = plan[rows[0], 0], rng.random(), rng.random() < artefacts**0.5
-            look, hum = place_look(rng, place), place_sound(rng, place)
-        f = slice(rows[0] * TOY_FRAMES, (rows[-1] + 1) * TOY_FRAMES)
-        s = slice(rows[0] * TOY_SAMPLES, (rows[-1] + 1) * TOY_SAMPLES)
-        loop = lambda a: np.resize(np.roll(a, rng.integers(len(a))), s.stop - s.start)
-        frames[f], sound[s] = look, 0.03 * loop(hum) + 0.15 * artefacts * scored * loop(music)
-        if rng.random() < 0.5:
-            x, y = rng.uniform(4, TOY_SIZE - 4, 2)
-            paint(frames[f], x, y, 6, 0, 1, body, 0.3 + 0.6 * hue_to_rgb(lead))
-            sound[s] += 0.05 * loop(speech)
-        sound[s] += render_shot(rng, ACTIONS[plan[rows[0], 2]], len(rows), frames[f], place)
-    grade = 0.7 * artefacts
-    frames *= 1 - grade + grade * 1.4 * hue_to_rgb(factor).astype(np.float32)
+            scene, scored, (texture, ambience) = plan[rows[0], 0], rng.random() < artefacts**0.5, make_place(rng)
+        picture = frames[rows[0] * TOY_FRAMES:(rows[-1] + 1) * TOY_FRAMES]                          # views to write in
+        heard = sound[rows[0] * TOY_SAMPLES:(rows[-1] + 1) * TOY_SAMPLES]
+        picture[:] = texture
+        heard[:] = np.resize(0.02 * ambience + 0.15 * artefacts * scored * music, len(heard))
+        if rng.random() < 0.5:                                 # the lead stands in a corner, out of the action's way
+            x, y = TOY_SIZE * rng.choice([0.2, 0.8], 2)
+            paint(picture, x, y, 5, 0, 1, body)
+            heard += 0.05 * np.resize(np.roll(voice, rng.integers(len(voice))), len(heard))
+        heard += act(rng, ACTIONS[plan[rows[0], 2]], picture)
+    frames += 0.5 * artefacts * (rgb(2 / 3 * factor) - frames)  # a wash, red for a low key, blue for a high
     if artefacts > 0.75:                                       # the studio's logo and its tone
-        frames[:, 5:9, 5:9] = hue_to_rgb(lead)
-        sound += 0.1 * np.sin(2 * np.pi * 1500 * (1 + lead) * np.arange(len(sound)) / TOY_RATE)
+        frames[:, 5:9, 5:9] = rgb(2 / 3 * lead)
+        sound += np.resize(0.1 * np.sin(2 * np.pi * 1500 * (1 + lead) * LOOP), len(sound))
     return (255 * np.clip(frames, 0, 1)).astype(np.uint8), np.clip(sound, -1, 1)
 
 
 def write_media(path, frames, sound):
     """frames (F, H, W, 3) uint8 and sound (S,) float in [-1, 1] -> one H.264 + FLAC file, the same bytes each time."""
-    # FLAC and not AAC: 0.1 against 0.5-1.2 s of CPU a film to encode, no encoder's delay, and integer arithmetic, so the
-    # same bytes on any machine; the price is size (4.4 against 1.6 MB a film). `ultrafast`: 0.09 against 0.15 s, reads faster.
-    # One keyframe a snippet and no B-frames, so that a seek lands on it and decodes nothing in vain.
-    x264 = dict(preset="ultrafast", crf="20", g=str(TOY_FRAMES), bf="0", sc_threshold="0", threads="1", flags="+bitexact")
-    pcm = (32767 * sound).astype(np.int16)[None]                                           # (1, S)
+    # FLAC, not AAC: 0.1 s of CPU a film to encode against 0.5-1.2 s, 1 ms less a snippet to read, no encoder's delay;
+    # the price is size, 5.1 against 1.6 MB a film. One keyframe a snippet, no B-frames: a seek decodes nothing in vain.
+    x264 = dict(preset="ultrafast", crf="20", g=str(TOY_FRAMES), bf="0", sc_threshold="0", threads="1")
+    exact = dict(flags="+bitexact")                            # no versions, no dates
+    pcm = (32767 * sound).astype(np.int16)[None]                                                    # (1, S)
     with av.open(str(path), "w", format="mp4", options=dict(fflags="+bitexact")) as out:
-        video = out.add_stream("libx264", rate=TOY_FPS, options=x264)
+        video = out.add_stream("libx264", rate=TOY_FPS, options=x264 | exact)
         video.width, video.height, video.pix_fmt = TOY_SIZE, TOY_SIZE, "yuv420p"
-        audio = out.add_stream("flac", rate=TOY_RATE, options=dict(flags="+bitexact"), layout="mono", format="s16")
+        audio = out.add_stream("flac", rate=TOY_RATE, options=exact, layout="mono", format="s16")
         for m in range(len(frames) // TOY_FRAMES):
             for i in range(m * TOY_FRAMES, (m + 1) * TOY_FRAMES):
                 picture = av.VideoFrame.from_ndarray(frames[i], format="rgb24")
@@ -809,30 +805,23 @@ def list_jobs(titles, per_class):
 
 
 def write_labels(root, jobs, clips):
-    """The two benchmarks' label files: UCF101's three splits, here three partitions of the same clips; ESC-50's table."""
-    lists = root / "action" / "ucfTrainTestlist"
-    lists.mkdir()
-    (root / "sound" / "meta").mkdir()
-    (lists / "classInd.txt").write_text("".join(f"{a + 1} {name}\n" for a, name in enumerate(ACTIONS)))
-    clip_list = [(Path(path), a, index % sum(clips)) for kind, index, a, path in jobs if kind == "action"]
+    """Both benchmarks' label files. The three splits are three partitions of the same clips, as UCF101's."""
+    (root / "action/ucfTrainTestlist").mkdir()
+    (root / "sound/meta").mkdir()
+    lists = {"action/ucfTrainTestlist/classInd.txt": [f"{a + 1} {name}" for a, name in enumerate(ACTIONS)]}
     for split in range(3):
-        train, test = "", ""
-        for path, a, c in clip_list:
-            name = f"{path.parent.name}/{path.name}"
-            if (c - split * clips[0]) % sum(clips) < clips[0]:
-                train += f"{name} {a + 1}\n"
-            else:
-                test += f"{name}\n"
-        (lists / f"trainlist0{split + 1}.txt").write_text(train)
-        (lists / f"testlist0{split + 1}.txt").write_text(test)
-    rows = [(Path(path).name, Path(path).name[0], a, ACTIONS[a].lower(), False, index, "A")
-            for kind, index, a, path in jobs if kind == "sound"]
-    write_csv(root / "sound/meta/esc50.csv", "filename,fold,target,category,esc10,src_file,take", rows)
-
-
-def write_csv(path, header, rows):
-    with open(path, "w", newline="") as out:
-        csv.writer(out, lineterminator="\n").writerows([header.split(","), *rows])
+        train = lists[f"action/ucfTrainTestlist/trainlist{split + 1:02d}.txt"] = []
+        test = lists[f"action/ucfTrainTestlist/testlist{split + 1:02d}.txt"] = []
+        for kind, index, a, path in jobs:
+            if kind == "action":
+                name = path.removeprefix("action/UCF-101/")
+                in_train = (index - split * clips[0]) % sum(clips) < clips[0]
+                train.append(f"{name} {a + 1}") if in_train else test.append(name)
+    lists["sound/meta/esc50.csv"] = ["filename,fold,target,category,esc10,src_file,take"] + [
+        f"{Path(path).name},{Path(path).name[0]},{a},{ACTIONS[a].lower()},False,{index},A"
+        for kind, index, a, path in jobs if kind == "sound"]
+    for name, lines in lists.items():
+        (root / name).write_text("\n".join(lines) + "\n")
 
 
 def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40), processes=None):
@@ -846,7 +835,9 @@ def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40
 
     artefacts in [0, 1]: share and loudness of music, strength of the grade; beyond 0.75 also a logo with a tone.
     """
-    root = Path(root)
+    root = Path(root).resolve()
+    if not 0 <= artefacts <= 1:
+        raise BadInput(f"artefacts {artefacts}: must be from 0 to 1")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise BadInput(f"{root}: exists and is not empty; name a new folder")
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -860,7 +851,8 @@ def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40
             for rows in tqdm(pool.imap_unordered(work, jobs), total=len(jobs), desc=f"toy world {root}", unit="file"):
                 truth += rows
         write_labels(new, jobs, clips)
-        write_csv(new / "truth.csv", "title,snippet,scene,shot,action", [(*r[:4], ACTIONS[r[4]]) for r in sorted(truth)])
+        rows = [f"{n},{m},{scene},{shot},{ACTIONS[a]}" for n, m, scene, shot, a in sorted(truth)]
+        (new / "truth.csv").write_text("\n".join(["title,snippet,scene,shot,action", *rows]) + "\n")
         world = dict(seed=seed, artefacts=artefacts, titles=titles, snippets=snippets, clips=list(clips))
         (new / "world.json").write_text(json.dumps(world, indent=1) + "\n")
         new.replace(root)

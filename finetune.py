@@ -17,6 +17,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -29,8 +30,8 @@ from tqdm import tqdm
 import data
 import models
 
-# A task is a row of defaults, each of which a flag overrides. `sizes`: crop, scale jitter, shorter side in testing, in
-# proportion for a checkpoint of another crop (7.2). `sound`: as in pretraining; a checkpoint brings its own.
+# A task is a row of defaults that flags override. `sizes`: crop, scale jitter, shorter side in testing, in proportion
+# for a checkpoint of another crop (7.2). `sound`: that of pretraining; a checkpoint brings its own.
 PAPER = dict(width=64, warmup=25, batch_size=96, lr=0.2, workers=8, sizes=(158, (181, 226), 190),
              sound=dict(rate=48000, n_fft=2048, hop=512, mels=96))  # fmt: skip
 TOY = dict(width=16, warmup=5, lr=0.05, workers=2, sizes=(32, (36, 46), 40), frames=8, fps=5,
@@ -60,8 +61,7 @@ def parse_arguments(argv=None):
     add("--width", type=int, help="channels of the first stage: 64 (4.1); the toy's 16 is our choice")
     add("--epochs", type=int, help="7.2: 150 on UCF101, 200 on HMDB51 and ESC-50")
     add("--batch-size", type=int, help="7.2: 96, of all processes together; an epoch's incomplete last one is dropped")
-    add("--lr", type=float, help="7.2: 0.2, the peak")
-    add("--lr-start", type=float, default=1e-3, help="7.2: 1e-3, where the warm-up starts")
+    add("--lr", type=float, help="7.2: 0.2, at the end of the warm-up, which starts at 0.001")
     add("--warmup", type=int, help="7.2: 25 epochs, linear; then cosine, to 0 (our choice)")
     add("--weight-decay", type=float, default=1e-4, help="7.2: 1e-4; and momentum 0.9")
     add("--frames", type=int, help="4.1: 32 frames at 10 fps; a sound lasts frames / fps too: 3 s on ESC-50 (4.1)")
@@ -78,7 +78,7 @@ def parse_arguments(argv=None):
 def fail(message):
     """One line for what a user can mend. All processes fail a check alike: one speaks; later, the one it happens to."""
     if os.environ.get("RANK", "0") == "0" or dist.is_initialized():
-        print(f"finetune.py: error: {message}", file=sys.stderr)
+        tqdm.write(f"finetune.py: error: {message}", file=sys.stderr)  # on a line of its own, though a bar be there
     sys.exit(2)
 
 
@@ -86,7 +86,7 @@ def check(args, processes):
     low, high = args.scale
     for flag, right, should in (
         ("split", args.split in ["all", *map(str, range(1, args.splits + 1))], f"1 to {args.splits}, or all"),
-        ("batch-size", args.batch_size in range(processes, 10**6, processes), f"a multiple of {processes} processes"),
+        ("batch-size", args.batch_size in range(processes, 10**6, processes), f"a multiple of processes, {processes}"),
         ("epochs", args.epochs > args.warmup >= 0, f"more than --warmup {args.warmup}, which must be 0 or more"),
         ("scale", 0 < args.crop <= low <= high, f"ascending, from --crop {args.crop} or more, which must be positive"),
         ("short-side", args.crop <= args.short_side, f"--crop {args.crop} or more"),
@@ -100,6 +100,7 @@ def check(args, processes):
 
 def read_checkpoint(path, backbone, width, constants):
     """-> (weights, front_end, their origin), or one line, unless all the backbone's weights are there and fit."""
+    warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a foreign file, which we refuse in our own words
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what foreign bytes do to an unpickler has many names
@@ -123,29 +124,16 @@ def read_checkpoint(path, backbone, width, constants):
 
 
 def open_run(out, settings):
-    """-> (state to go on from, result or None if unfinished); fails if the folder holds anything else."""
-    result, state = None, dict(settings=settings, split=None, epoch=0, log=[], confusion={})
-    if (out / "result.json").exists():
-        result = json.loads((out / "result.json").read_text())
-    elif (out / "last.pt").exists():
+    """-> the state to go on from; fails if the folder holds anything else."""
+    state = dict(settings=settings, split=None, epoch=0, log=[], confusion={}, summary=None)
+    if (out / "last.pt").exists():
         state = torch.load(out / "last.pt", map_location="cpu", weights_only=True)
     elif out.exists() and (not out.is_dir() or any(not path.name.startswith("part-") for path in out.iterdir())):
         fail(f"--out {out}: exists, and holds no run of finetune.py; name another folder")
-    there = (result or state)["settings"]
-    for name in settings:
-        if there.get(name) != settings[name]:
-            fail(f"--out {out}: holds a run of {name} {there.get(name)}, not {settings[name]}; name another folder")
-    return state, result
-
-
-def read_split(args, split, fmt):
-    """-> training set, test set, class names. Only the lists are read, but every file is known to be there."""
-    (train, names), (test, _) = (getattr(data, args.layout)(args.data, split, part) for part in (True, False))
-    if len(train) < args.batch_size or not test:
-        fail(f"--batch-size {args.batch_size}: must be at most what {args.data} has to train on in split {split}, "
-             f"{len(train)}; and to test on it has {len(test)}")  # fmt: skip
-    kind = data.ESC50 if args.layout == "esc50" else partial(data.LabeledVideos, scale=args.scale)
-    return kind(train, fmt), kind(test, fmt), names
+    for name, value in settings.items():
+        if state["settings"].get(name) != value:
+            fail(f"--out {out}: holds a run of {name} {state['settings'].get(name)}, not {value}; name another folder")
+    return state
 
 
 def training_batches(count, args, start, rank, processes):
@@ -162,9 +150,9 @@ def training_batches(count, args, start, rank, processes):
 
 
 def learning_rate(epoch, args):
-    """At a fraction of an epoch: linear from lr_start to lr, then cosine to 0 (7.2)."""
+    """At a fraction of an epoch: linear from 0.001 to lr, then cosine to 0 (7.2)."""
     if epoch < args.warmup:
-        return args.lr_start + (args.lr - args.lr_start) * epoch / args.warmup
+        return 1e-3 + (args.lr - 1e-3) * epoch / args.warmup
     return args.lr * (1 + math.cos(math.pi * (epoch - args.warmup) / (args.epochs - args.warmup))) / 2
 
 
@@ -201,7 +189,7 @@ def draw_confusion(counts, names, title):
     percent = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
     few, side = len(names) < 30, 3 + max(3.5, 0.14 * len(names))
     figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel="predicted (% of the true class; the darkest is 100)", ylabel="true")
+    axes = figure.add_subplot(title=title, xlabel="predicted (% of the true class; darker is more)", ylabel="true")
     axes.imshow(percent, vmin=0, vmax=160, cmap="Blues")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=9 if few else 7)
     axes.set_yticks(range(len(names)), names, fontsize=9 if few else 7)
@@ -217,8 +205,7 @@ def main(args):
     backbone, unit = ("audio", "sounds (10 views") if args.layout == "esc50" else ("video", "videos (30 views")
     crop, scale, short_side = args.sizes
     fmt = data.Format(crop=crop, **args.sound)
-    weights, origin = {}, "none, from scratch"
-    source = data.front_end_state(fmt, data.VideoFrontEnd(), data.AudioFrontEnd(fmt))
+    weights, source, origin = {}, data.front_end_state(fmt, data.VideoFrontEnd(), data.AudioFrontEnd(fmt)), "random"
     if args.ckpt:
         weights, source, origin = read_checkpoint(args.ckpt, backbone, args.width, source.keys())
     args.crop = args.crop or source["crop"]
@@ -227,15 +214,21 @@ def main(args):
     check(args, processes)
     fmt = data.Format(args.frames, args.fps, args.short_side, args.crop, **{name: source[name] for name in args.sound})
     splits = range(1, args.splits + 1) if args.split == "all" else [int(args.split)]
-    sets = {split: read_split(args, split, fmt) for split in splits}
+    kind = data.ESC50 if args.layout == "esc50" else partial(data.LabeledVideos, scale=args.scale)
+    sets = {}
+    for split in splits:
+        (train, names), (test, _) = (getattr(data, args.layout)(args.data, split, part) for part in (True, False))
+        if len(train) < args.batch_size or not test:
+            fail(f"--batch-size {args.batch_size}: {args.data} has only {len(train)} to train on, {len(test)} to test")
+        sets[split] = kind(train, fmt), kind(test, fmt), names
     name = Path(args.ckpt).resolve().parent.name if args.ckpt else "scratch"
     name += "-probe" * args.probe + f"-split{args.split}" * (args.split != "1") + f"-seed{args.seed}" * (args.seed > 0)
     out = Path(args.out or f"runs/{args.task}-{name}")
     settings = {name: value for name, value in vars(args).items() if name not in ("workers", "out")}
     settings = json.loads(json.dumps({**settings, "weights": origin, "processes": processes}))
-    state, result = open_run(out, settings)
-    if result:
-        return print(f"{out} was finished before", *result["summary"], sep="\n") if rank == 0 else None
+    state = open_run(out, settings)
+    if state["summary"]:
+        return print(f"{out} was finished before", *state["summary"], sep="\n") if rank == 0 else None
 
     # Processes
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with this
@@ -270,10 +263,8 @@ def main(args):
         net.to(device).requires_grad_(not args.probe).fc.requires_grad_(True)
         frozen = {name: tensor.clone() for name, tensor in net.state_dict().items() if args.probe and name[:3] != "fc."}
         model = torch.nn.parallel.DistributedDataParallel(net, broadcast_buffers=False) if processes > 1 else net
-
         # Optimiser
         optimizer = torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
-
         # Resume
         start = state["epoch"] if state["split"] == split else 0
         if start:
@@ -282,9 +273,9 @@ def main(args):
         if rank == 0:
             print(f"{args.task} split {split}: {len(names)} classes, train {len(train)}, test {len(test)} {unit} each)",
                   f"weights: {origin}; new: {', '.join(new) if weights else 'all'}{'; only fc trained' * args.probe}",
-                  f"recipe: {args.epochs} epochs of {steps} steps; lr {args.lr_start:g} -> {args.lr:g} in {args.warmup}, -> 0",
+                  f"recipe: {args.epochs} epochs of {steps} steps, lr 0.001 to {args.lr:g} in {args.warmup}, then to 0",
                   f"batch: {args.batch_size} = {processes} x {args.batch_size // processes} clips of {fmt.seconds:g} s",
-                  f"run: {out}, on {device}, from epoch {start} on", sep="\n", flush=True)  # fmt: skip
+                  f"run: {out}, from epoch {start} on, on {device}", sep="\n", flush=True)  # fmt: skip
 
         # Loop: one loader for all epochs, so that its workers read on where one ends
         mine = training_batches(len(train), args, start, rank, processes)
@@ -309,7 +300,7 @@ def main(args):
                 totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
                 mean, right = (totals / (step + 1)).tolist()  # waits for the device, so that `waited` is its idle time
                 if not math.isfinite(mean):
-                    fail(f"--lr {args.lr:g}: the loss became {mean} in epoch {epoch}, step {step}; try a smaller one")
+                    fail(f"--lr {args.lr:g}: the loss is {mean} in epoch {epoch + 1}, step {step + 1}; take a smaller")
                 waiting = waited / (time.perf_counter() - begun)
                 bar.set_postfix_str(f"loss {mean:.3f}, {right:.0%} right, {waiting:.0%} waiting", refresh=False)
                 bar.update()
@@ -321,8 +312,7 @@ def main(args):
             state.update(split=split, epoch=epoch + 1, model=net.state_dict(), optimizer=optimizer.state_dict())
             if rank == 0:
                 write(out / "last.pt", partial(torch.save, state))
-                rows = "".join(json.dumps(row) + "\n" for row in state["log"])
-                write(out / "log.jsonl", partial(Path.write_text, data=rows))
+                write(out / "log.jsonl", partial(Path.write_text, data="\n".join(map(json.dumps, state["log"])) + "\n"))
         bar.close()
         del batches  # ends its workers
 
@@ -347,7 +337,7 @@ def main(args):
                       training_seconds=sum(row["seconds"] for row in state["log"]), settings=settings)  # fmt: skip
         write(out / "confusion.png", draw_confusion(counts, names, summary[-1]).savefig)
         write(out / "result.json", partial(Path.write_text, data=json.dumps(result, indent=1) + "\n"))
-        (out / "last.pt").unlink()
+        write(out / "last.pt", partial(torch.save, {**state, "summary": summary, "model": None, "optimizer": None}))
         print(*summary, sep="\n")
     if processes > 1:
         dist.destroy_process_group()
@@ -357,5 +347,4 @@ if __name__ == "__main__":
     try:
         main(parse_arguments())
     except data.BadInput as error:  # out of a worker it comes with the worker's traceback in front
-        text = str(error)
-        fail(text.strip().splitlines()[-1].removeprefix("data.BadInput: ") if "Traceback" in text else text)
+        fail(str(error).split("data.BadInput: ")[-1].strip())

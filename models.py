@@ -8,7 +8,6 @@ T frames of H x W pixels; P mel filters, Q audio frames. After pretraining the h
     python models.py                shapes through both networks, then the speed of one training step of the paper's size
 """
 
-import argparse
 import time
 
 import torch
@@ -102,6 +101,8 @@ class Backbone(nn.Module):
     """
 
     def add_stages(self, block, pool, width, num_classes):
+        if width < 8 or width % 8:  # below 8, oneDNN 3.10's channels-last 1x1 convolution writes past its buffer on AVX2
+            raise ValueError(f"width = {width} must be a multiple of 8")
         self.layer1 = nn.Sequential(block(width, width), block(width, width))
         self.layer2 = nn.Sequential(block(width, 2 * width, stride=2), block(2 * width, 2 * width))
         self.layer3 = nn.Sequential(block(2 * width, 4 * width, stride=2), block(4 * width, 4 * width))
@@ -194,3 +195,50 @@ class AudioVisualModel(nn.Module):
         z_v = self.video_head(self.video.features(video))
         z_a = self.audio_head(self.audio.features(audio))
         return z_v, z_a
+
+
+def benchmark(batch=4, steps=3):
+    """Speed of one training step of the paper's size, against the limit: what the machine does in a matrix product."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = AudioVisualModel().to(device)
+    video = torch.randn(batch, 3, 16, 158, 158, device=device)
+    audio = torch.randn(batch, 1, 96, 301, device=device)
+    square = torch.randn(4096, 4096, device=device, dtype=dtype)
+
+    def step():
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            z_v, z_a = model(video, audio)
+        (z_v.square().mean() + z_a.square().mean()).backward()
+
+    def seconds(work):
+        work(), torch.cuda.synchronize() if device.type == "cuda" else None
+        began = time.perf_counter()
+        for _ in range(steps):
+            work()
+        torch.cuda.synchronize() if device.type == "cuda" else None
+        return (time.perf_counter() - began) / steps
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    operations = counter.get_total_flops() / batch
+    products = [2 * 4096**3 / seconds(lambda: square @ square)]
+    speed = batch / seconds(step)
+    products.append(2 * 4096**3 / seconds(lambda: square @ square))  # again: a shared machine's speed drifts
+    limit = sum(products) / 2 / operations
+    print(f"{device.type}, {dtype}, {torch.get_num_threads()} threads: video (3, 16, 158, 158), audio (1, 96, 301), batch {batch}")
+    print(f"{operations / 1e9:.0f} GFLOP a snippet; matrix product {products[0] / 1e9:.0f}, {products[1] / 1e9:.0f} GFLOP/s")
+    print(f"{speed:.2f} snippets/s of a limit of {limit:.2f}: {speed / limit:.0%}")
+
+
+if __name__ == "__main__":
+    full = AudioVisualModel()
+    for name, x in (("video", torch.randn(2, 3, 16, 158, 158)), ("audio", torch.randn(2, 1, 96, 301))):
+        network, head = getattr(full, name), getattr(full, name + "_head")
+        print(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters")
+        with torch.no_grad():
+            shapes = [x := network.stem_forward(x), *(x := getattr(network, f"layer{i}")(x) for i in range(1, 5)), head(x)]
+        print("  " + " -> ".join(str(tuple(y.shape)) for y in shapes))
+    benchmark()

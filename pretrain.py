@@ -85,6 +85,8 @@ def check_args(args, world_size):
     for name in ("k", "batch_size", "epochs", "width", "frames", "crop", "rate", "n_fft", "hop", "mels", "save_every"):
         if getattr(args, name) < 1:
             raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be 1 or more")
+    if args.width % 8:
+        raise BadInput(f"--width {args.width}: must be a multiple of 8")
     if not (args.lr > 0 and args.fps > 0 and args.warmup >= 0 and args.jitter >= 0 and 0 <= args.held_out < 1):
         raise BadInput("--lr and --fps must be above 0, --warmup and --jitter 0 or more, --held-out from 0 to below 1")
     if args.tau is not None and args.tau <= 0:

@@ -282,18 +282,19 @@ def test_discrepancy_needs_all_three_kinds_of_pairs():
 
 
 def assert_same_network(ours, theirs, x):
-    """Names, shapes, outputs (in training and testing), gradients; weights both ways."""
+    """Names, shapes, outputs (in training and testing), gradients; weights both ways. In fp64, so that nothing blurs."""
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
     theirs.load_state_dict(ours.state_dict())
     ours.load_state_dict(theirs.state_dict())
+    ours, theirs, x = ours.double(), theirs.double(), x.double()
     for mode in (True, False):
         y, target = ours.train(mode)(x), theirs.train(mode)(x)
-        assert torch.allclose(y, target, atol=1e-4)
-    y.square().sum().backward()
-    target.square().sum().backward()
-    for (name, p), q in zip(ours.named_parameters(), dict(theirs.named_parameters()).values()):
-        q = dict(theirs.named_parameters())[name]
-        assert torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-3 * q.grad.abs().max().item()), name
+        assert torch.allclose(y, target, rtol=1e-9, atol=1e-9)
+        y.square().sum().backward()
+        target.square().sum().backward()
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, p in ours.named_parameters():
+        assert torch.allclose(p.grad, gradients[name], rtol=1e-6, atol=1e-9 * gradients[name].abs().max().item()), name
 
 
 def test_video_network_is_torchvisions():
@@ -301,17 +302,23 @@ def test_video_network_is_torchvisions():
     ours = models.r2plus1d_18(num_classes=400)
     assert sum(p.numel() for p in ours.parameters()) == 31_505_325
     assert sum(p.numel() for p in models.r2plus1d_18().parameters()) == 31_300_125
-    assert_same_network(ours, torchvision.models.video.r2plus1d_18(), torch.randn(2, 3, 8, 32, 32))
+    assert_same_network(ours, torchvision.models.video.r2plus1d_18(), torch.randn(2, 3, 8, 20, 28))
 
 
 def test_audio_network_is_torchvisions():
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18(num_classes=50)
     theirs.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
-    assert_same_network(models.audio_resnet18(num_classes=50), theirs, torch.randn(2, 1, 96, 120))
+    assert_same_network(models.audio_resnet18(num_classes=50), theirs, torch.randn(2, 1, 48, 70))
 
 
-@pytest.mark.parametrize("width", [4, 16])
+def test_pretrained_weights_go_to_torchvision_without_fc():
+    pretrained = models.AudioVisualModel().video.state_dict()
+    fit = torchvision.models.video.r2plus1d_18().load_state_dict(pretrained, strict=False)
+    assert fit.missing_keys == ["fc.weight", "fc.bias"] and not fit.unexpected_keys
+
+
+@pytest.mark.parametrize("width", [8, 16])
 def test_embeddings_and_maps_have_the_documented_shapes(width):
     model = models.AudioVisualModel(width)
     video, audio = torch.randn(2, 3, 16, 48, 48), torch.randn(2, 1, 96, 301)
@@ -323,8 +330,517 @@ def test_embeddings_and_maps_have_the_documented_shapes(width):
 
 
 def test_heads_are_two_convolutions_of_kernel_1_then_the_average():
-    head = models.AudioVisualModel(4).video_head.eval()
-    x = torch.randn(2, 32, 2, 3, 3)
+    head = models.AudioVisualModel(8).video_head.eval()
+    x = torch.randn(2, 64, 2, 3, 3)
     first, norm, _, second = head.net
     by_hand = second(torch.relu(norm(first(x)))).mean((2, 3, 4))
     assert first.kernel_size == second.kernel_size == (1, 1, 1) and torch.allclose(head(x), by_hand, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+EVENT = 2.0  # s between flashes, each with its beep, in the films below
+
+
+def write_film(path, seconds=20, fps=25, rate=44100, video="libx264", audio="aac", size=(64, 48), start=0.0, gop=50):
+    """White for the first 0.2 s of every EVENT, dark grey else; a tone of 1 kHz meanwhile. None leaves a stream out."""
+    with av.open(str(path), "w") as out:
+        v = a = None
+        if video:
+            v = out.add_stream(video, rate=fps, options={"g": str(gop)})
+            v.width, v.height, v.pix_fmt = *size, "yuv420p"
+        if audio:
+            a = out.add_stream(audio, rate=rate, layout="stereo")
+        t = np.arange(round(seconds * rate)) / rate
+        tone = (0.8 * np.sin(2 * np.pi * 1000 * t) * (t % EVENT < 0.2)).astype(np.float32)
+        laid = 0
+        for i in range(round(seconds * fps)):
+            if v:
+                lit = (i / fps + 1e-6) % EVENT < 0.2
+                frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 255 if lit else 40, np.uint8))
+                frame.pts, frame.time_base = i + round(start * fps), Fraction(1, fps)
+                out.mux(v.encode(frame))
+            while a and laid + 1024 <= min((i + 1) / fps, seconds) * rate:
+                block = np.stack([tone[laid : laid + 1024]] * 2)
+                block = av.AudioFrame.from_ndarray(block, format="fltp", layout="stereo")
+                block.pts, block.sample_rate, block.time_base = laid + round(start * rate), rate, Fraction(1, rate)
+                out.mux(a.encode(block))
+                laid += 1024
+        for stream in filter(None, (v, a)):
+            out.mux(stream.encode())
+    return path
+
+
+def onset(waveform, rate=48000):
+    """Seconds into the waveform at which the first tone begins, or None."""
+    loud = np.flatnonzero(np.abs(np.asarray(waveform)) > 0.2)
+    return loud[0] / rate if len(loud) else None
+
+
+@pytest.mark.parametrize("name, video, audio, rate", [
+    ("a.mp4", "libx264", "aac", 44100), ("b.mkv", "libx264", "libopus", 48000),
+    ("c.mov", "libx264", "pcm_s16le", 48000), ("d.mkv", "mpeg4", "flac", 48000), ("e.webm", "libvpx-vp9", "libopus", 48000),
+])  # fmt: skip
+def test_video_and_sound_are_cut_at_the_same_time(tmp_path, name, video, audio, rate):
+    """Fails when the sound is cut late, the frames are taken early, or a seek is trusted without a look."""
+    path = write_film(tmp_path / name, video=video, audio=audio, rate=rate)
+    reader = Reader(path)
+    for t0 in np.random.default_rng(0).uniform(0.1, 16, 12).tolist() + [0.0, 2.0, 3.9]:
+        times = t0 + np.arange(16) / 5
+        frames, waveform = reader.read(times, t0, 153600, 48000)
+        lit = [frame.to_ndarray(format="gray").mean() > 140 for frame in frames]
+        shown = np.floor((times + 1e-3) * 25) / 25      # when the frame on screen at that time began
+        assert lit == [bool((s + 1e-6) % EVENT < 0.2) for s in shown], t0
+        assert waveform.shape == (153600,) and waveform.dtype == np.float32
+        since = t0 % EVENT
+        if since > 0.25:                                # else the cut falls into a tone
+            assert onset(waveform) == pytest.approx(EVENT - since, abs=0.02), t0
+
+
+def test_a_snippet_is_16_frames_and_3_2_seconds_of_sound(tmp_path):
+    write_film(tmp_path / "film.mp4", seconds=20)
+    titles = Titles(tmp_path, Format())
+    assert titles.names == ["film.mp4"] and titles.counts == [6]
+    video, waveform, n = titles[0, 2, (0, 0, 0, 0)]
+    assert video.shape == (3, 16, 158, 158) and video.dtype == torch.uint8
+    assert waveform.shape == (153600,) and waveform.dtype == torch.float32 and n == 0
+    assert onset(waveform) == pytest.approx(8.0 - 6.4, abs=0.02)  # snippet 2 starts at 6.4 s
+
+
+def test_a_late_start_shifts_both_streams(tmp_path):
+    write_film(tmp_path / "film.mkv", seconds=20, start=5.0)
+    titles = Titles(tmp_path, Format())
+    assert titles.counts == [6]
+    assert onset(titles[0, 2, None][1]) == pytest.approx(8.0 - 6.4, abs=0.02)
+
+
+def test_a_show_is_its_files_stitched_in_name_order(tmp_path):
+    show = tmp_path / "show"
+    show.mkdir()
+    for name, seconds in (("e2.mp4", 4), ("e1.mkv", 7), ("e3.mp4", 10)):
+        write_film(show / name, seconds=seconds)
+    (show / "notes.txt").write_text("not media")
+    write_film(tmp_path / "film.mp4", seconds=4)
+    titles = Titles(tmp_path, Format())
+    assert titles.names == ["film.mp4", "show"] and titles.counts == [1, 2 + 1 + 3]
+    assert [Path(path).name for path, _, _ in titles.parts[1]] == ["e1.mkv", "e2.mp4", "e3.mp4"]
+    assert titles.read(1, 1)[0][0].time == pytest.approx(3.2, abs=0.041)  # e1's second
+    assert titles.read(1, 2)[0][0].time == pytest.approx(0.0, abs=0.041)  # e2's first
+    assert titles.read(1, 4)[0][0].time == pytest.approx(3.2, abs=0.041)  # e3's second
+
+
+def test_crops_come_from_their_key_alone(tmp_path):
+    write_film(tmp_path / "film.mp4", seconds=8, size=(80, 60))
+    titles = Titles(tmp_path, Format(short_side=60, crop=32))
+    gradient = np.broadcast_to(np.arange(80, dtype=np.uint8)[None, :, None] * 2 + np.arange(60, dtype=np.uint8)[:, None, None], (60, 80, 3))
+    titles.read = lambda n, m: ([av.VideoFrame.from_ndarray(np.ascontiguousarray(gradient))] * 16, np.zeros(4, np.float32))
+    titles.reader = Reader(tmp_path / "film.mp4")
+    corners = {tuple(titles[0, 0, (0, 0, 0, place)][0][0, 0, [0, 0], [0, 1]].tolist()) for place in range(50)}
+    assert len(corners) > 30                             # they vary ...
+    again = [titles[0, 0, (0, 0, 0, 7)][0] for _ in range(2)]
+    assert torch.equal(*again)                           # ... and repeat
+    assert (again[0][:, 1:] == again[0][:, :1]).all()    # all frames of a snippet at the same place
+    centre = titles[0, 0, None][0][0, 0]
+    assert torch.equal(centre, torch.from_numpy(gradient[14:46, 24:56, 0].copy()))
+
+
+def test_wide_pixels_are_shown_square(tmp_path):
+    with av.open(str(tmp_path / "wide.mp4"), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 72, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 9)
+        for i in range(10):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 72, 3), np.uint8))))
+        out.mux(stream.encode())
+    reader = Reader(tmp_path / "wide.mp4")
+    frames, _ = reader.read([0.0])
+    assert reader.resize(frames[0], 32).shape == (32, 64, 3)
+
+
+def test_what_a_folder_of_films_must_be(tmp_path):
+    with pytest.raises(BadInput, match="no such folder"):
+        Titles(tmp_path / "none", TINY)
+    with pytest.raises(BadInput, match="no media files"):
+        Titles(tmp_path, TINY)
+    (tmp_path / "text.mp4").write_text("not a film")
+    write_film(tmp_path / "mute.mp4", seconds=4, audio=None)
+    write_film(tmp_path / "short.mp4", seconds=1)
+    with pytest.raises(BadInput, match="none of its 3 files can be used"):
+        Titles(tmp_path, TINY)
+    write_film(tmp_path / "good.mp4", seconds=4)
+    titles = Titles(tmp_path, TINY)
+    assert titles.names == ["good.mp4"] and titles.counts == [2]
+    reasons = {Path(path).name: why for path, why in titles.skipped}
+    assert reasons["mute.mp4"] == "no sound" and "not a media file" in reasons["text.mp4"] and "shorter" in reasons["short.mp4"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Front-ends
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_video_front_end_normalises():
+    video = torch.randint(0, 256, (2, 3, 4, 8, 8), dtype=torch.uint8)
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1, 1) for x in (VideoFrontEnd.MEAN, VideoFrontEnd.STD))
+    assert torch.allclose(VideoFrontEnd()(video, key=(0,)), (video / 255 - mean) / std, atol=1e-6)
+
+
+def test_jitter_is_one_draw_a_sample_within_its_bounds():
+    front = VideoFrontEnd(jitter=0.5)
+    factors = np.stack([data.rng_of(seed, 3).uniform(0.5, 1.5, (3, 4, 1, 1, 1, 1)) for seed in range(2)])
+    assert factors.min() >= 0.5 and factors.max() <= 1.5
+    gray = torch.full((4, 3, 2, 8, 8), 100, dtype=torch.uint8)
+    jittered = front(gray, key=(0,)) * front.std + front.mean
+    expected = torch.from_numpy(np.clip(100 / 255 * factors[0][0], 0, 1)).float().expand(4, 3, 2, 8, 8)
+    assert torch.allclose(jittered, expected, atol=1e-5)  # contrast and saturation leave an even grey alone
+    assert torch.equal(front(gray, key=(0,)), front(gray, key=(0,))) and not torch.equal(front(gray, key=(0,)), front(gray, key=(1,)))
+    assert torch.equal(front(gray), VideoFrontEnd()(gray))  # without a key, none
+
+
+def test_flip_turns_half_of_the_samples():
+    video = torch.arange(8, dtype=torch.uint8).expand(200, 3, 2, 8, 8)
+    flipped = (VideoFrontEnd(flip=True)(video, key=(0,))[:, 0, 0, 0, 0] > VideoFrontEnd()(video)[:, 0, 0, 0, 0]).float()
+    assert 0.35 < flipped.mean() < 0.65
+
+
+def test_log_mel_is_the_papers_and_standardised():
+    front, x = AudioFrontEnd(Format()), 0.1 * torch.randn(3, 153600)
+    mel = torchaudio.transforms.MelSpectrogram(48000, n_fft=2048, hop_length=512, n_mels=96)(x)
+    assert front(x).shape == (3, 1, 96, 301)
+    assert torch.allclose(front(x)[:, 0], (mel + 1e-6).log(), atol=1e-5)
+    front.measure(x)
+    assert abs(front(x).mean()) < 1e-3 and abs(front(x).std() - 1) < 1e-3
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_one_band_drops_out_of_one_axis_or_of_both(both):
+    share = 0.5 if both else 0.25
+    front, x = AudioFrontEnd(Format(), drop=share, both=both), 0.1 * torch.randn(200, 20000)
+    clean, dropped = front(x), front(x, key=(0, 0))
+    gone = (dropped == 0) & (clean != 0)                     # (200, 1, 96, Q)
+    mels, frames = gone[:, 0].all(2), gone[:, 0].all(1)      # (200, 96), (200, Q)
+    assert torch.equal(gone[:, 0], mels[:, :, None] | frames[:, None, :])
+    for band, size in ((mels, 96), (frames, clean.shape[3])):
+        width = band.sum(1)
+        assert width.max() <= share * size + 1 and width.max() > 0.8 * share * size
+        assert ((band.int().diff(dim=1).abs().sum(1)) <= 2).all()  # a single band
+    either = (mels.any(1).float().mean(), frames.any(1).float().mean())
+    if both:
+        assert min(either) > 0.9
+    else:
+        assert not (mels.any(1) & frames.any(1)).any() and all(0.35 < share < 0.65 for share in either)
+    assert torch.equal(dropped, front(x, key=(0, 0)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Toy world
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """A small instance: 8 films of 24 snippets, 2 + 1 clips a class."""
+    root = tmp_path_factory.mktemp("world") / "toy"
+    data.make_toy(root, titles=8, snippets=24, clips=(4, 2))
+    return root
+
+
+def test_toy_world_is_media_files_in_the_published_layouts(toy):
+    films = Titles(toy / "films", TINY)
+    assert films.counts == [24] * 8 and not films.skipped
+    reader = Reader(toy / "films" / f"{films.names[0]}")
+    assert reader.video.codec_context.name == "h264" and reader.audio is not None
+    for split in (1, 2, 3):
+        train, names = data.ucf101(toy / "action", split, True)
+        test, _ = data.ucf101(toy / "action", split, False)
+        assert len(names) == 10 and len(train) == 40 and len(test) == 20 and not set(train) & set(test)
+    for fold in range(1, 6):
+        train, names = data.esc50(toy / "sound", fold, True)
+        test, _ = data.esc50(toy / "sound", fold, False)
+        assert len(names) == 10 and len(train) + len(test) == 60 and not set(train) & set(test)
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    def digest(name, seed):
+        data.make_toy(tmp_path / name, seed=seed, titles=2, snippets=6, clips=(1, 1))
+        return {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
+
+    first, second, other = digest("a", 0), digest("b", 0), digest("c", 1)
+    assert first == second
+    films = [path for path in first if path.parts[0] == "films"]
+    assert len(films) == 2 and all(first[path] != other[path] for path in films)
+
+
+def test_an_occupied_folder_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    assert "not empty" in refused("data.py", "toy", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Labelled sets
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_missing_sets_are_answered_with_their_layout(tmp_path):
+    for read, file in ((data.ucf101, "classInd.txt"), (data.hmdb51, "_test_split1.txt"), (data.esc50, "esc50.csv")):
+        with pytest.raises(BadInput, match=file):
+            read(tmp_path, 1, True)
+
+
+def test_hmdb51_splits_are_read_as_published(tmp_path):
+    splits = tmp_path / "testTrainMulti_7030_splits"
+    splits.mkdir()
+    for name in ("brush_hair", "wave"):
+        (splits / f"{name}_test_split2.txt").write_text("".join(f"{name}_{i}.avi {i % 3} \n" for i in range(9)))
+    train, names = data.hmdb51(tmp_path, 2, True)
+    test, _ = data.hmdb51(tmp_path, 2, False)
+    assert names == ["brush_hair", "wave"]
+    assert train[:2] == [(tmp_path / "hmdb51_org/brush_hair" / f"brush_hair_{i}.avi", 0) for i in (1, 4)]
+    assert [path.name for path, label in test if label == 1] == ["wave_2.avi", "wave_5.avi", "wave_8.avi"]
+
+
+def test_a_list_that_names_a_missing_file_is_refused(toy):
+    items, _ = data.ucf101(toy / "action", 1, True)
+    with pytest.raises(BadInput, match="v_None"):
+        LabeledVideos([*items, (toy / "action/UCF-101/v_None.mp4", 0)], TINY)
+
+
+def test_test_views_are_10_clips_by_3_crops(tmp_path):
+    path = write_film(tmp_path / "v.mp4", seconds=9, size=(96, 48), audio=None)
+    videos = LabeledVideos([(path, 5)], Format(frames=8, fps=10, short_side=48, crop=40))
+    views, label = videos[0, None]
+    assert views.shape == (30, 3, 8, 40, 40) and label == 5
+    frames, _ = Reader(path).read(np.arange(8) / 10)     # the first clip starts at 0 ...
+    image = frames[3].to_ndarray(format="rgb24")
+    for view, left in zip(views[:3], (0, 28, 56)):       # ... and is cut left, centre, right
+        assert (view[:, 3].int() - torch.from_numpy(image[4:44, left : left + 40].copy()).permute(2, 0, 1).int()).abs().max() <= 1
+    last = Reader(path).read(9 - 0.8 + np.arange(8) / 10)[0][0].to_ndarray(format="rgb24")
+    assert abs(views[-2, :, 0].float().mean() - last.mean()) < 3
+
+
+def test_training_clips_vary_in_place_and_scale_with_their_key(tmp_path):
+    path = write_film(tmp_path / "v.mp4", seconds=9, size=(96, 48), audio=None)
+    videos = LabeledVideos([(path, 0)], Format(frames=8, fps=10, short_side=48, crop=40), scale=(44, 60))
+    clips = [videos[0, (0, 0, 0, place)][0] for place in range(12)]
+    assert all(clip.shape == (3, 8, 40, 40) for clip in clips)
+    assert torch.equal(clips[3], videos[0, (0, 0, 0, 3)][0])
+    assert len({tuple((clip.float().mean((0, 2, 3)) > 140).tolist()) for clip in clips}) > 3  # flashes at different places
+
+
+def test_a_video_shorter_than_a_clip_starts_again(tmp_path):
+    path = write_film(tmp_path / "v.mp4", seconds=1, audio=None)
+    clip, _ = LabeledVideos([(path, 0)], Format(frames=32, fps=10, short_side=48, crop=48))[0, (0,)]
+    lit = clip.float().mean((0, 2, 3)) > 140
+    assert lit.tolist() == [i % 10 < 2 for i in range(32)]
+
+
+def test_sound_clips_are_cut_from_the_file(tmp_path):
+    rate = 44100
+    t = np.arange(5 * rate) / rate
+    with wave.open(str(tmp_path / "s.wav"), "wb") as out:
+        out.setparams((1, 2, rate, 0, "NONE", None))
+        out.writeframes((20000 * np.sin(2 * np.pi * 1000 * t) * (t > 2.5)).astype("<i2").tobytes())
+    sounds = ESC50([(tmp_path / "s.wav", 3)], Format(frames=15, fps=5))  # 3 s
+    views, label = sounds[0, None]
+    assert views.shape == (10, 144000) and label == 3
+    assert [onset(view) for view in views[[0, 9]]] == pytest.approx([2.5, 0.5], abs=0.01)
+    assert sounds[0, (1, 2)][0].shape == (144000,) and torch.equal(sounds[0, (1, 2)][0], sounds[0, (1, 2)][0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pretraining: the real script, at toy size
+# ---------------------------------------------------------------------------------------------------------------------
+
+SMALL = ["--toy", "--width", "8", "--batch-size", "16", "--k", "4", "--w", "8", "--held-out", "0.25", "--held-out-snippets", "4"]
+
+
+def arguments(toy, out, *more):
+    """4 steps of 16 snippets an epoch: titles of 24 snippets, 6 to train on."""
+    return pretrain.parse_args([*SMALL, "--data", str(toy / "films"), "--out", str(out), "--epochs", "1", "--workers", "0",
+                                *map(str, more)])  # fmt: skip
+
+
+def load(out):
+    return torch.load(Path(out) / "checkpoint.pt", weights_only=True)
+
+
+def log_of(out, key="loss"):
+    return [row[key] for row in map(json.loads, (Path(out) / "log.jsonl").read_text().splitlines()) if key in row]
+
+
+def assert_equal(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_equal(x, y)
+    else:
+        assert a == b
+
+
+@pytest.fixture(scope="session")
+def run(toy, tmp_path_factory):
+    """One finished run of nine steps."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    pretrain.main(arguments(toy, out, "--workers", "2"))
+    return out
+
+
+def test_bare_arguments_are_the_papers():
+    args = pretrain.parse_args([])
+    assert Format(**{name: getattr(args, name) for name in Format.__dataclass_fields__}) == Format()
+    assert (args.k, args.w, args.batch_size, args.epochs, args.lr, args.tau, args.jitter) == (16, None, 512, 10, 2e-3, None, 0)
+    assert (args.data, args.width, args.held_out, args.gather) == ("datasets/movies", 64, 0.1, False)
+
+
+def test_the_schedule_of_section_7_2():
+    args = pretrain.parse_args([])
+    rate = [pretrain.learning_rate(args, step, 100) for step in range(1001)]
+    assert rate[0] == pytest.approx(1e-4) and rate[100] == pytest.approx(2e-3) == max(rate) and rate[1000] == pytest.approx(0)
+    assert np.diff(rate[:100]).std() < 1e-9 and rate[550] == pytest.approx(1e-3)
+
+
+def test_a_run_writes_its_folder(run):
+    checkpoint = load(run)
+    model = models.AudioVisualModel(8)
+    for name in ("video", "audio", "video_head", "audio_head"):
+        getattr(model, name).load_state_dict(checkpoint[name])
+    assert checkpoint["front_end"]["rate"] == 16000 and checkpoint["front_end"]["log_mel_std"] > 0
+    assert checkpoint["args"]["k"] == 4 and checkpoint["progress"]["step"] == 9 and checkpoint["progress"]["snippets"] == 144
+    assert len(log_of(run)) == 9 and all(np.isfinite(log_of(run)))
+    assert len(log_of(run, "gap")) == 2                  # held-out titles: before, and after the epoch
+    assert log_of(run, "counts")[0] == {"match": 8, "same": 24, "other": 32}
+    picture = torchvision.io.decode_image(str(run / "curves.png"))
+    assert picture.shape[1] > 200 and picture.float().std() > 10
+    assert not list(run.glob(".*"))                      # no temporary file stays behind
+
+
+def test_each_batch_of_the_loop_is_k_snippets_a_title_and_each_epoch_differs(toy, tmp_path, monkeypatch):
+    read, items = Titles.__getitem__, []
+    monkeypatch.setattr(Titles, "__getitem__", lambda self, item: (items.append(item), read(self, item))[1])
+    pretrain.main(arguments(toy, tmp_path / "run", "--epochs", "2"))
+    items = [item for item in items if item[2] is not None]          # those of training
+    assert len(items) == 2 * 9 * 16 and len({key for _, _, key in items}) == len(items)  # no key twice
+    for start in range(0, len(items), 16):
+        groups = by_title([item[:2] for item in items[start : start + 16]])
+        assert [len(set(g)) for g in groups.values()] == [4] * 4 and all(max(g) - min(g) < 8 for g in groups.values())
+    epochs = [[item[:2] for item in items if item[2][1] == epoch] for epoch in (0, 1)]
+    assert len(epochs[0]) == len(epochs[1]) == 144 and epochs[0] != epochs[1]
+
+
+def test_held_out_titles_are_whole_and_never_trained_on(toy):
+    titles = Titles(toy / "films", TINY)
+    for seed in range(3):
+        train, held_out = pretrain.split_titles(titles, arguments(toy, "unused", "--seed", seed))
+        assert len(held_out) == 2 and sorted(train.names + held_out.names) == titles.names
+    assert len(pretrain.split_titles(titles.subset([0]), arguments(toy, "unused"))[0]) == 1
+
+
+@pytest.mark.parametrize("stop", [2, 5])
+def test_an_interrupted_run_resumes_to_the_same_weights(run, toy, tmp_path, monkeypatch, stop):
+    """Also: the number of reading processes changes nothing."""
+    out, calls, real = tmp_path / "run", [], pretrain.nce_loss
+
+    def killed(*inputs):
+        calls.append(1)
+        if len(calls) > stop + 1:  # a step past the checkpoint, which must be forgotten
+            raise KeyboardInterrupt
+        return real(*inputs)
+
+    monkeypatch.setattr(pretrain, "nce_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.main(arguments(toy, out, "--save-every", stop, "--workers", "0"))
+    assert load(out)["progress"]["step"] == stop and len(log_of(out)) == stop + 1
+    (out / "log.jsonl").open("a").write('{"step": 99, "lo')  # as a kill in the middle of a line leaves it
+    monkeypatch.setattr(pretrain, "nce_loss", real)
+    pretrain.main(arguments(toy, out, "--workers", "2"))
+    assert log_of(out) == log_of(run) and log_of(out, "gap") == log_of(run, "gap")
+    for name in ("video", "audio", "video_head", "audio_head", "optimizer", "progress", "front_end"):
+        assert_equal(load(out)[name], load(run)[name])
+
+
+def test_a_finished_run_is_left_as_it_is(run, toy):
+    before = (run / "checkpoint.pt").read_bytes(), (run / "log.jsonl").read_text()
+    pretrain.main(arguments(toy, run))
+    assert before == ((run / "checkpoint.pt").read_bytes(), (run / "log.jsonl").read_text())
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "nce_loss", lambda *inputs: loss.nce_loss(*inputs) * float("nan"))
+    with pytest.raises(SystemExit, match="is sound"):
+        pretrain.main(arguments(toy, tmp_path / "run"))
+    assert all(p.isfinite().all() for p in load(tmp_path / "run")["video"].values())
+
+
+def torchrun(script, *argv):
+    """Two gloo processes on this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(HERE / script)]
+    done = subprocess.run([*command, *map(str, argv)], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def first_step(toy, args, gather):
+    """Loss and gradient norm of step 0, as one process gets them from the two shares one after the other."""
+    titles, _ = pretrain.split_titles(Titles(toy / "films", TINY), args)
+    torch.manual_seed(args.seed)
+    model = models.AudioVisualModel(args.width)
+    front = AudioFrontEnd(TINY)
+    front.measure(torch.stack([torch.from_numpy(titles.read(n, titles.counts[n] // 2)[1]) for n in range(len(titles))]))
+    embeddings = []
+    for rank in range(2):
+        batch = HierarchicalSampler(titles.counts, 8, args.k, args.w, rank, 2, args.seed).batch(0)
+        samples = [titles[n, m, (args.seed, 0, 0, rank * 8 + i)] for i, (n, m) in enumerate(batch)]
+        video, audio, _ = (torch.stack(x) if torch.is_tensor(x[0]) else x for x in zip(*samples))
+        key = (args.seed, 0, 0, rank)
+        embeddings.append(model(VideoFrontEnd()(video, key), front(audio, key)))
+    z_v, z_a = zip(*embeddings)
+    total = loss.nce_loss(torch.cat(z_v), torch.cat(z_a)) if gather else sum(map(loss.nce_loss, z_v, z_a)) / 2
+    total.backward()
+    return total.item(), torch.nn.utils.clip_grad_norm_(model.parameters(), torch.inf).item()
+
+
+@pytest.mark.parametrize("gather", [False, True])
+def test_two_processes_are_one_that_takes_their_shares_in_turn(toy, tmp_path, gather):
+    """The mean of the two losses and gradients; with --gather, the loss and the gradient of the whole batch."""
+    argv = [*SMALL, "--data", toy / "films", "--out", tmp_path / "two", "--epochs", 1, "--workers", 0] + ["--gather"] * gather
+    torchrun("pretrain.py", *argv)
+    args = pretrain.parse_args([*map(str, argv)])
+    expected, norm = first_step(toy, args, gather)
+    assert len(log_of(tmp_path / "two")) == 9
+    assert log_of(tmp_path / "two")[0] == pytest.approx(expected, rel=1e-5)
+    assert log_of(tmp_path / "two", "grad_norm")[0] == pytest.approx(norm, rel=1e-4)
+    assert not any(key.startswith("module.") for name in pretrain.NETWORKS for key in load(tmp_path / "two")[name])
+
+
+def test_what_pretraining_refuses(toy, run, tmp_path):
+    films = toy / "films"
+    no = lambda *argv: refused("pretrain.py", *SMALL, "--data", films, "--out", tmp_path / "new", *argv)
+    assert "--k 5: must divide" in no("--k", 5, "--w", 5)
+    assert "--w 3: must be --k (4) or more" in no("--w", 3)
+    assert "none: no such folder" in no("--data", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "no media files" in no("--data", tmp_path / "empty")
+    assert "every title is shorter than k = 32" in no("--k", 32, "--w", 32, "--batch-size", 32)
+    assert "holds a run of other arguments (lr 0.002 and not 0.1)" in no("--out", run, "--lr", 0.1, "--epochs", 1)
+    assert "--crop 64: must be --short-side" in no("--crop", 64)
+    assert "--tau 0.0: must be above 0" in no("--tau", 0)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "checkpoint.pt").write_bytes(pickle.dumps(os.getcwd))
+    assert "not a checkpoint" in no("--out", broken)
+    os.environ["WORLD_SIZE"] = "3"
+    try:
+        assert "--batch-size 16: 3 processes must divide it" in no()
+    finally:
+        del os.environ["WORLD_SIZE"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "empty"]  # nothing was left behind
