@@ -10,6 +10,7 @@ on the file's own presentation clock, which its video and its sound share.
 """
 
 import argparse
+import contextlib
 import copy
 import csv
 import dataclasses
@@ -133,7 +134,7 @@ class Reader:
         width, height = frame.width * aspect, frame.height
         scale = short_side / min(width, height)
         size = round(width * scale), round(height * scale)
-        rgb = self.reformatter.reformat(frame, *size, format="rgb24", interpolation=Interpolation.BILINEAR)
+        rgb = self.reformatter.reformat(frame, *size, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1)
         return rgb.to_ndarray()
 
 
@@ -404,6 +405,20 @@ def esc50(root, split, train):
     return [(Path(root) / "audio" / row["filename"], int(row["target"])) for row in rows], list(names.values())
 
 
+@contextlib.contextmanager
+def open_labeled(path, kind):
+    """A Reader of a labelled file that must have a stream of this kind; what fails in it is said with its name."""
+    reader = Reader(path)
+    try:
+        if getattr(reader, kind) is None:
+            raise BadInput(f"{path}: no {kind} in it")
+        yield reader
+    except av.error.FFmpegError as error:
+        raise BadInput(f"{path}: cannot be decoded ({error.strerror})") from error
+    finally:
+        reader.close()
+
+
 class Labeled(Dataset):
     """What the labelled sets share: files, labels, and a clip drawn in training against ten taken in testing (4.1).
 
@@ -445,11 +460,8 @@ class LabeledVideos(Labeled):
     def __getitem__(self, item):
         i, key = item
         path, label = self.items[i]
-        reader = Reader(path)
-        try:
+        with open_labeled(path, "video") as reader:
             clips = self.read(reader, key)
-        finally:
-            reader.close()
         size = self.fmt.crop
         height, width, _ = clips[0][0].shape
         if key is not None:
@@ -461,8 +473,6 @@ class LabeledVideos(Labeled):
 
     def read(self, reader, key):
         """-> clips, each a list of T images (H, W, 3), in one pass over the file; shared frames are resized once."""
-        if reader.video is None:
-            raise BadInput(f"{reader.path}: no video in it")
         start, end = reader.span(reader.video)
         times = self.starts(start, end, key)[:, None] + np.arange(self.fmt.frames) / self.fmt.fps      # (clips, T)
         times = start + (times - start) % max(end - start, 1 / self.fmt.fps)
@@ -482,14 +492,9 @@ class ESC50(Labeled):
     def __getitem__(self, item):
         i, key = item
         path, label = self.items[i]
-        reader = Reader(path)
-        try:
-            if reader.audio is None:
-                raise BadInput(f"{path}: no sound in it")
+        with open_labeled(path, "audio") as reader:
             rate, (start, end) = self.fmt.rate, reader.span(reader.audio)
             _, whole = reader.read((), start, max(round((end - start) * rate), self.fmt.samples), rate)
-        finally:
-            reader.close()
         clips = [whole[(begin := round(t * rate)) : begin + self.fmt.samples] for t in self.starts(0, end - start, key)]
         return torch.from_numpy(clips[0] if key is not None else np.stack(clips)), label
 

@@ -34,13 +34,13 @@ import models
 # for a checkpoint of another crop (7.2). `sound`: that of pretraining; a checkpoint brings its own.
 PAPER = dict(width=64, warmup=25, batch_size=96, lr=0.2, workers=8, sizes=(158, (181, 226), 190),
              sound=dict(rate=48000, n_fft=2048, hop=512, mels=96))  # fmt: skip
-TOY = dict(width=16, warmup=5, lr=0.05, workers=2, sizes=(32, (36, 46), 40), frames=8, fps=5,
+TOY = dict(width=16, warmup=5, lr=0.05, workers=2, sizes=(28, (32, 40), 34), frames=8, fps=5,
            sound=dict(rate=16000, n_fft=1024, hop=256, mels=64))  # fmt: skip
 TASKS = {
     "ucf101": dict(PAPER, data="datasets/ucf101", layout="ucf101", splits=3, epochs=150, frames=32, fps=10),
     "hmdb51": dict(PAPER, data="datasets/hmdb51", layout="hmdb51", splits=3, epochs=200, frames=32, fps=10),
     "esc50": dict(PAPER, data="datasets/esc50", layout="esc50", splits=5, epochs=200, frames=30, fps=10),
-    "toy-action": dict(TOY, data="datasets/toy/action", layout="ucf101", splits=3, epochs=50, batch_size=40),
+    "toy-action": dict(TOY, data="datasets/toy/action", layout="ucf101", splits=3, epochs=25, batch_size=40),
     "toy-sound": dict(TOY, data="datasets/toy/sound", layout="esc50", splits=5, epochs=20, batch_size=48),
 }
 NETWORKS = {"video": models.r2plus1d_18, "audio": models.audio_resnet18}
@@ -91,8 +91,9 @@ def check(args, processes):
         ("scale", 0 < args.crop <= low <= high, f"ascending, from --crop {args.crop} or more, which must be positive"),
         ("short-side", args.crop <= args.short_side, f"--crop {args.crop} or more"),
         ("mask", 0 <= args.mask <= 1, "from 0 to 1"),
+        ("width", args.width in range(8, 10**6, 8), "a multiple of 8"),
         *((name, getattr(args, name) >= least, f"{least} or more") for name, least in
-          dict(width=2, frames=1, fps=0.1, jitter=0, seed=0, workers=0).items()),
+          dict(frames=1, fps=0.1, jitter=0, seed=0, workers=0).items()),
     ):
         if not right:
             fail(f"--{flag} {getattr(args, flag.replace('-', '_'))}: must be {should}")

@@ -197,7 +197,7 @@ class AudioVisualModel(nn.Module):
         return z_v, z_a
 
 
-def benchmark(batch=4, steps=3):
+def benchmark(batch=2, steps=2):
     """Speed of one training step of the paper's size, against the limit: what the machine does in a matrix product."""
     from torch.utils.flop_counter import FlopCounterMode
 

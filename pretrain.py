@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -34,7 +35,7 @@ from sampler import HierarchicalSampler
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOY = dict(
-    data="datasets/toy/films", frames=8, short_side=40, crop=32, rate=16000, n_fft=1024, hop=256, mels=64,
+    data="datasets/toy/films", frames=8, short_side=34, crop=28, rate=16000, n_fft=1024, hop=256, mels=64,
     width=16, batch_size=64, epochs=2, held_out_snippets=64, workers=2,
 )  # fmt: skip
 MAY_CHANGE = {"out", "workers", "save_every"}  # between the two halves of an interrupted run
@@ -195,7 +196,7 @@ def learning_rate(args, step, steps_per_epoch):
     warmup, total = args.warmup * steps_per_epoch, args.epochs * steps_per_epoch
     if step < warmup:
         return 1e-4 + (args.lr - 1e-4) * step / warmup
-    return args.lr * (1 + np.cos(np.pi * (step - warmup) / max(1, total - warmup))) / 2
+    return args.lr * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
 def split_titles(titles, args):
@@ -415,7 +416,7 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except BadInput as error:
-        message = str(error).strip().splitlines()[-1]  # of an error in a reading process torch makes a whole page
+        message = str(error).split("data.BadInput: ")[-1].strip()  # around a reading process's error torch puts a page
         if os.environ.get("RANK", "0") == "0" or "Caught" in str(error):
             print(f"pretrain.py: error: {message}", file=sys.stderr)
         sys.exit(2)

@@ -654,7 +654,9 @@ def test_sound_clips_are_cut_from_the_file(tmp_path):
 # Pretraining: the real script, at toy size
 # ---------------------------------------------------------------------------------------------------------------------
 
-SMALL = ["--toy", "--width", "8", "--batch-size", "16", "--k", "4", "--w", "8", "--held-out", "0.25", "--held-out-snippets", "4"]
+SMALL = ["--toy", "--width", "8", "--short-side", "40", "--crop", "32", "--batch-size", "16", "--k", "4", "--w", "8",
+         "--held-out", "0.25", "--held-out-snippets", "4",
+         "--warmup", "0.5"]  # fmt: skip
 
 
 def arguments(toy, out, *more):
@@ -792,6 +794,8 @@ def torchrun(script, *argv):
 def first_step(toy, args, gather):
     """Loss and gradient norm of step 0, as one process gets them from the two shares one after the other."""
     titles, _ = pretrain.split_titles(Titles(toy / "films", TINY), args)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of the two has, so that sums are taken in the same order
     torch.manual_seed(args.seed)
     model = models.AudioVisualModel(args.width)
     front = AudioFrontEnd(TINY)
@@ -806,6 +810,7 @@ def first_step(toy, args, gather):
     z_v, z_a = zip(*embeddings)
     total = loss.nce_loss(torch.cat(z_v), torch.cat(z_a)) if gather else sum(map(loss.nce_loss, z_v, z_a)) / 2
     total.backward()
+    torch.set_num_threads(threads)
     return total.item(), torch.nn.utils.clip_grad_norm_(model.parameters(), torch.inf).item()
 
 
@@ -844,3 +849,90 @@ def test_what_pretraining_refuses(toy, run, tmp_path):
     finally:
         del os.environ["WORLD_SIZE"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "empty"]  # nothing was left behind
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fine-tuning: the real script, at toy size
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def fine_tune(toy, out, task, *more):
+    """Two epochs of the toy task at the sizes of `SMALL`; returns result.json."""
+    code, said, err = run_script("finetune.py", "--task", task, "--data", toy / task.removeprefix("toy-"), "--out", out,
+                                 "--width", 8, "--epochs", 2, "--warmup", 1, "--batch-size", 20, "--crop", 32, "--scale", 36, 46,
+                                 "--short-side", 40, "--workers", 0, *more)  # fmt: skip
+    assert not code, err
+    return json.loads((Path(out) / "result.json").read_text()), said
+
+
+def test_fine_tuning_defaults_are_the_papers():
+    for task, epochs in (("ucf101", 150), ("hmdb51", 200), ("esc50", 200)):
+        args = finetune.parse_arguments(["--task", task])
+        assert (args.epochs, args.batch_size, args.lr, args.warmup, args.weight_decay, args.mask) == (epochs, 96, 0.2, 25, 1e-4, 0.5)
+        assert args.frames / args.fps == (3.0 if task == "esc50" else 3.2) and args.sizes == (158, (181, 226), 190)
+    rate = [finetune.learning_rate(epoch, finetune.parse_arguments(["--task", "ucf101"])) for epoch in range(151)]
+    assert rate[0] == pytest.approx(1e-3) and rate[25] == pytest.approx(0.2) == max(rate) and rate[150] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("task, tests", [("toy-action", 20), ("toy-sound", 20)])
+def test_fine_tuning_takes_the_pretrained_weights_and_counts_each_test_file_once(run, toy, tmp_path, task, tests):
+    result, said = fine_tune(toy, tmp_path / "run", task, "--ckpt", run / "checkpoint.pt")
+    backbone = "video" if task == "toy-action" else "audio"
+    assert f"weights: {backbone} of {run / 'checkpoint.pt'} (epoch 1, k 4)" in said and "new: fc.weight, fc.bias" in said
+    assert result["tests_of_split"] == {"1": tests} and len(result["accuracy_of_class"]) == 10
+    assert result["accuracy"] * tests == pytest.approx(round(result["accuracy"] * tests))
+    assert {"result.json", "confusion.png", "log.jsonl", "split1.pt"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    kept = torch.load(tmp_path / "run" / "split1.pt", weights_only=True)
+    theirs, ours = load(run), kept["front_end"]
+    assert ours["log_mel_mean"] == theirs["front_end"]["log_mel_mean"]
+    again, said = fine_tune(toy, tmp_path / "run", task, "--ckpt", run / "checkpoint.pt")
+    assert again == result and "was finished before" in said
+
+
+def test_a_frozen_network_does_not_move(run, toy, tmp_path):
+    fine_tune(toy, tmp_path / "run", "toy-sound", "--ckpt", run / "checkpoint.pt", "--probe")
+    kept, pretrained = torch.load(tmp_path / "run" / "split1.pt", weights_only=True)["model"], load(run)["audio"]
+    assert all(torch.equal(kept[name], pretrained[name]) for name in pretrained) and "fc.weight" in kept
+
+
+def test_two_processes_fine_tune_and_count_as_one(toy, tmp_path):
+    torchrun("finetune.py", "--task", "toy-sound", "--data", toy / "sound", "--out", tmp_path / "two", "--width", 8, "--epochs", 1,
+             "--warmup", 0, "--batch-size", 20, "--workers", 0)  # fmt: skip
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    assert result["tests_of_split"] == {"1": 20} and len(result["accuracy_of_split"]) == 1
+
+
+def test_an_interrupted_fine_tuning_resumes_to_the_same_weights(toy, tmp_path, monkeypatch):
+    fine_tune(toy, tmp_path / "whole", "toy-sound")
+    real, saved = Path.replace, []
+
+    def killed(self, target):
+        real(self, target)
+        if Path(target).name == "last.pt" and (saved.append(1) or len(saved) == 2):  # the first epoch's
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(toy, tmp_path / "half", "toy-sound")
+    monkeypatch.setattr(Path, "replace", real)
+    fine_tune(toy, tmp_path / "half", "toy-sound")
+    assert_equal(*(torch.load(tmp_path / name / "split1.pt", weights_only=True) for name in ("half", "whole")))
+
+
+def test_what_fine_tuning_refuses(run, toy, tmp_path):
+    no = lambda task, *argv: refused("finetune.py", "--task", task, "--out", tmp_path / "new", *argv)
+    sound = ["--data", toy / "sound", "--width", 8]
+    checkpoint = load(run)
+    torch.save({name: x for name, x in checkpoint.items() if name != "audio"}, tmp_path / "video-only.pt")
+    torch.save({**checkpoint, "audio": dict(list(checkpoint["audio"].items())[1:])}, tmp_path / "lost.pt")
+    (tmp_path / "pickle.pt").write_bytes(pickle.dumps(os.getcwd))
+    before = sorted(tmp_path.iterdir())
+    assert "lacks audio" in no("toy-sound", *sound, "--ckpt", tmp_path / "video-only.pt")
+    assert "1 weights of audio are missing" in no("toy-sound", *sound, "--ckpt", tmp_path / "lost.pt")
+    assert "not a checkpoint" in no("toy-sound", *sound, "--ckpt", tmp_path / "pickle.pt")
+    assert "not a checkpoint" in no("toy-sound", *sound, "--ckpt", tmp_path / "none.pt")
+    assert "--width 16" in no("toy-sound", "--data", toy / "sound", "--ckpt", run / "checkpoint.pt")
+    assert "--split 6: must be 1 to 5, or all" in no("toy-sound", *sound, "--split", 6)
+    code, _, err = run_script("finetune.py", "--task", "ucf101", "--data", tmp_path, "--out", tmp_path / "new")
+    assert code == 2 and "classInd.txt: not found" in err and "trainlist01.txt" in err  # with the layout, so several lines
+    assert sorted(tmp_path.iterdir()) == before
