@@ -84,7 +84,7 @@ class Reader:
     """
 
     def __init__(self, path):
-        self.path = str(path)
+        self.path, self.process = str(path), os.getpid()
         try:
             self.container = av.open(self.path, metadata_errors="replace")
         except (av.error.FFmpegError, OSError) as error:
@@ -330,10 +330,8 @@ class Titles(Dataset):
             if m < count:
                 break
             m -= count
-        if self.reader is None or self.reader.path != path:
-            if self.reader:
-                self.reader.close()
-            self.reader = Reader(path)
+        if self.reader is None or self.reader.path != path or self.reader.process != os.getpid():
+            self.reader = Reader(path)  # of this process: one that was open at a fork would share its place in the file
         start += m * fmt.seconds
         try:
             frames, waveform = self.reader.read(start + np.arange(fmt.frames) / fmt.fps, start, fmt.samples, fmt.rate)

@@ -191,7 +191,7 @@ def draw_confusion(counts, names, title):
     few, side = len(names) < 30, 3 + max(3.5, 0.14 * len(names))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot(title=title, xlabel="predicted (% of the true class; darker is more)", ylabel="true")
-    axes.imshow(percent, vmin=0, vmax=160, cmap="Blues")
+    axes.imshow(percent.numpy(), vmin=0, vmax=160, cmap="Blues")
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=9 if few else 7)
     axes.set_yticks(range(len(names)), names, fontsize=9 if few else 7)
     for i, j in percent.round().nonzero().tolist() if few else ():

@@ -10,7 +10,6 @@ The same command again goes on where the last one stopped. A run is a folder: ch
 
 import argparse
 import contextlib
-import itertools
 import json
 import math
 import os
@@ -42,8 +41,13 @@ MAY_CHANGE = {"out", "workers", "save_every"}  # between the two halves of an in
 NETWORKS = ("video", "audio", "video_head", "audio_head")  # each an entry of the checkpoint
 
 
+def refuse(message):
+    raise BadInput(message)
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = refuse
     add = parser.add_argument
     add("--toy", action="store_true", help="small settings, on the toy world, which is made if it is not there")
     add("--data", default="datasets/movies", help="folder of titles: a file is a film, a folder is a show")
@@ -83,24 +87,21 @@ def parse_args(argv=None):
 
 def check_args(args, world_size):
     """Raises BadInput for what can be told from the flags alone."""
-    for name in ("k", "batch_size", "epochs", "width", "frames", "crop", "rate", "n_fft", "hop", "mels", "save_every"):
-        if getattr(args, name) < 1:
-            raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be 1 or more")
-    if args.width % 8:
-        raise BadInput(f"--width {args.width}: must be a multiple of 8")
-    if not (args.lr > 0 and args.fps > 0 and args.warmup >= 0 and args.jitter >= 0 and 0 <= args.held_out < 1):
-        raise BadInput("--lr and --fps must be above 0, --warmup and --jitter 0 or more, --held-out from 0 to below 1")
-    if args.tau is not None and args.tau <= 0:
-        raise BadInput(f"--tau {args.tau}: must be above 0")
-    if args.batch_size % world_size:
-        raise BadInput(f"--batch-size {args.batch_size}: {world_size} processes must divide it")
     share = args.batch_size // world_size
-    if share % args.k or share < 2:
-        raise BadInput(f"--k {args.k}: must divide the batch of a process, {share} ({args.batch_size} over {world_size})")
-    if args.w is not None and args.w < args.k:
-        raise BadInput(f"--w {args.w}: must be --k ({args.k}) or more, since the k snippets are distinct")
-    if args.crop > args.short_side:
-        raise BadInput(f"--crop {args.crop}: must be --short-side ({args.short_side}) or less")
+    above_0 = ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels", "held_out_snippets", "save_every")
+    for flag, right, should in (
+        ("batch_size", args.batch_size in range(2 * world_size, 10**9, world_size), f"a multiple of processes, {world_size}"),
+        ("k", args.k > 0 and share % args.k == 0, f"a divisor of a process's batch, {share} = {args.batch_size} / {world_size}"),
+        ("w", args.w is None or args.w >= args.k, f"--k ({args.k}) or more, since the k snippets are distinct"),
+        ("tau", args.tau is None or args.tau > 0, "above 0"),
+        ("width", args.width in range(8, 10**4, 8), "a multiple of 8"),
+        ("crop", 0 < args.crop <= args.short_side, f"above 0, and --short-side ({args.short_side}) or less"),
+        ("held_out", 0 <= args.held_out < 1, "from 0 to below 1"),
+        *((name, getattr(args, name) > 0, "above 0") for name in above_0),
+        *((name, getattr(args, name) >= 0, "0 or more") for name in ("warmup", "jitter", "seed", "workers")),
+    ):
+        if not right:
+            raise BadInput(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be {should}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -117,7 +118,7 @@ def load_run(args, settings):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         old = checkpoint["args"]
     except Exception as error:
-        raise BadInput(f"--out {args.out}: its checkpoint.pt is not a checkpoint of this program; name another folder") from error
+        raise BadInput(f"--out {args.out}: its checkpoint.pt is not a checkpoint of ours; name another folder") from error
     differing = [name for name in settings if old.get(name) != settings[name] and name not in MAY_CHANGE]
     if differing:
         told = ", ".join(f"{name} {old.get(name)} and not {settings[name]}" for name in differing)
@@ -176,19 +177,11 @@ def draw_curves(path, log):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class WithKeys:
+def with_keys(sampler):
     """The sampler's batches with a key for each sample's crop: (n, m, (seed, epoch, step, place in the global batch))."""
-
-    def __init__(self, sampler):
-        self.sampler = sampler
-
-    def __len__(self):
-        return len(self.sampler)
-
-    def __iter__(self):
-        s = self.sampler
-        for step, batch in enumerate(s, start=s.step):
-            yield [(n, m, (s.seed, s.epoch, step, s.rank * s.batch_size + i)) for i, (n, m) in enumerate(batch)]
+    seed, epoch, first = sampler.seed, sampler.epoch, sampler.rank * sampler.batch_size
+    for step, batch in enumerate(sampler, start=sampler.step):
+        yield [(n, m, (seed, epoch, step, first + i)) for i, (n, m) in enumerate(batch)]
 
 
 def learning_rate(args, step, steps_per_epoch):
@@ -227,7 +220,7 @@ def measure_held_out(model, held_out, video_front, audio_front, args, rank, worl
     if world_size > 1:
         everyone = [None] * world_size if rank == 0 else None
         dist.gather_object(parts, everyone)
-        parts = list(itertools.chain(*everyone)) if rank == 0 else []
+        parts = sum(everyone, []) if rank == 0 else []
     if rank == 0:
         return discrepancy(*(torch.cat(x).to(device) for x in zip(*parts)), tau=args.tau)
 
@@ -289,31 +282,28 @@ def main(args):
         for name in NETWORKS:
             getattr(model, name).load_state_dict(checkpoint[name])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        audio_front.mean = checkpoint["front_end"]["log_mel_mean"]
-        audio_front.std = checkpoint["front_end"]["log_mel_std"]
-        epoch, step = checkpoint["progress"]["sampler"]["epoch"], checkpoint["progress"]["sampler"]["step"]
+        front_end, position = checkpoint["front_end"], checkpoint["progress"]["sampler"]
+        audio_front.mean, audio_front.std = front_end["log_mel_mean"], front_end["log_mel_std"]
+        epoch, step = position["epoch"], position["step"]
     else:
         some = np.linspace(0, len(train) - 1, min(64, len(train))).round().astype(int)
         waveforms = [torch.from_numpy(train.read(n, train.counts[n] // 2)[1]) for n in some]
         audio_front.measure(torch.stack(waveforms).to(device))
-    parallel = model
-    if world_size > 1:
-        parallel = DistributedDataParallel(model, device_ids=[local_rank] if device.type == "cuda" else None)
+    gpus = [local_rank] if device.type == "cuda" else None
+    parallel = DistributedDataParallel(model, gpus) if world_size > 1 else model
 
     # The truth about this run.
     short = [name for name, M in zip(train.names, train.counts) if M < args.k]
-    snippets = sum(train.counts)
-    say(f"titles    {len(train)} to train on ({snippets} snippets of {fmt.seconds:g} s), {len(held_out)} held out")
+    say(f"titles    {len(train)} to train on ({sum(train.counts)} snippets of {fmt.seconds:g} s), {len(held_out)} held out")
     for path, why in titles.skipped:
         say(f"          skipped {path}: {why}")
     if short:
-        say(f"          {len(short)} shorter than k = {args.k} snippets, never drawn: {', '.join(short[:5])}" + " ..." * (len(short) > 5))
+        say(f"          {len(short)} shorter than k = {args.k} snippets, never drawn: {', '.join(short)}")
     say(f"batch     {args.batch_size} = {world_size} x {share}: k = {args.k} snippets from each of {share // args.k} titles, "
         f"window {args.w or 'the whole title'}; {2 * (args.batch_size if args.gather else share) - 2} negatives a sample")  # fmt: skip
     say(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
-    say(f"device    {world_size} x {device.type}, {'bf16' if device.type == 'cuda' else 'fp32'}, "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")  # fmt: skip
-    say(f"run       {args.out}, " + (f"resumed at epoch {epoch} step {step}" if checkpoint else "new"))
+    say(f"device    {world_size} x {device.type}, {'bf16' if device.type == 'cuda' else 'fp32'}")
+    say(f"run       {args.out}, " + (f"resumed at epoch {epoch + 1} step {step}" if checkpoint else "new"))
 
     # Log and checkpoint.
     out, steps_per_epoch = Path(args.out), len(sampler)
@@ -355,13 +345,13 @@ def main(args):
     began, steps_here, waited = time.perf_counter(), 0, 0.0
     while epoch < args.epochs:
         sampler.load_state_dict({"epoch": epoch, "step": step})
-        loader = iter(DataLoader(train, batch_sampler=WithKeys(sampler), num_workers=args.workers,
-                                 pin_memory=device.type == "cuda"))  # fmt: skip
+        batches = iter(DataLoader(train, batch_sampler=with_keys(sampler), num_workers=args.workers,
+                                  pin_memory=device.type == "cuda"))  # fmt: skip
         bar = tqdm(range(step, steps_per_epoch), f"epoch {epoch + 1}/{args.epochs}", steps_per_epoch, initial=step,
                    disable=rank != 0, unit="step")  # fmt: skip
         for step in bar:
             tick = time.perf_counter()
-            video, audio, _ = next(loader)                                   # uint8 (B, 3, T, H, W), float (B, S)
+            video, audio, _ = next(batches)                                  # uint8 (B, 3, T, H, W), float (B, S)
             wait = time.perf_counter() - tick
 
             key = (args.seed, epoch, step, rank)
@@ -374,12 +364,12 @@ def main(args):
             loss = nce_loss(z_v, z_a, args.tau)
 
             optimizer.zero_grad()
-            (loss * world_size if args.gather else loss).backward()          # DDP averages; `gather` says why it needs the sum
+            (loss * world_size if args.gather else loss).backward()          # see `gather` for the factor
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), torch.inf)  # measured, not clipped
             loss = loss.detach()
             if world_size > 1:
-                dist.all_reduce(loss, dist.ReduceOp.AVG if device.type == "cuda" else dist.ReduceOp.SUM)
-                loss = loss if device.type == "cuda" else loss / world_size
+                dist.all_reduce(loss)
+                loss /= world_size
             if not (loss.isfinite() and norm.isfinite()):
                 sys.exit(f"pretrain.py: loss {loss:.3g}, gradient {norm:.3g} at epoch {epoch + 1} step {step}: stopped before "
                          f"they reach the weights; {out}/checkpoint.pt is sound. A lower --lr may help.")  # fmt: skip
@@ -388,12 +378,12 @@ def main(args):
                 group["lr"] = lr
             optimizer.step()
 
-            seconds, steps_here, waited = time.perf_counter() - tick, steps_here + 1, waited + wait
-            elapsed = time.perf_counter() - began
+            now, steps_here, waited = time.perf_counter(), steps_here + 1, waited + wait
+            elapsed = now - began
             write_log(step=epoch * steps_per_epoch + step + 1, epoch=epoch, loss=loss.item(), grad_norm=norm.item(), lr=lr,
-                      seconds=round(seconds, 4), waited=round(wait, 4))  # fmt: skip
-            bar.set_postfix_str(f"loss {loss:.3f}, {steps_here * args.batch_size / elapsed:.0f} snippets/s, "
-                                f"{waited / elapsed:.0%} waiting for data", refresh=False)  # fmt: skip
+                      seconds=round(now - tick, 4), waited=round(wait, 4))  # fmt: skip
+            rate = f"{steps_here * args.batch_size / elapsed:.0f} snippets/s, {waited / elapsed:.0%} waiting for data"
+            bar.set_postfix_str(f"loss {loss:.3f}, {rate}", refresh=False)
             if (step + 1) % args.save_every == 0 and step + 1 < steps_per_epoch:
                 save(epoch, step + 1)
         bar.close()

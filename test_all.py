@@ -830,22 +830,23 @@ def test_two_processes_are_one_that_takes_their_shares_in_turn(toy, tmp_path, ga
 def test_what_pretraining_refuses(toy, run, tmp_path):
     films = toy / "films"
     no = lambda *argv: refused("pretrain.py", *SMALL, "--data", films, "--out", tmp_path / "new", *argv)
-    assert "--k 5: must divide" in no("--k", 5, "--w", 5)
+    assert "--k 5: must be a divisor of a process's batch, 16" in no("--k", 5, "--w", 5)
     assert "--w 3: must be --k (4) or more" in no("--w", 3)
     assert "none: no such folder" in no("--data", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert "no media files" in no("--data", tmp_path / "empty")
     assert "every title is shorter than k = 32" in no("--k", 32, "--w", 32, "--batch-size", 32)
     assert "holds a run of other arguments (lr 0.002 and not 0.1)" in no("--out", run, "--lr", 0.1, "--epochs", 1)
-    assert "--crop 64: must be --short-side" in no("--crop", 64)
+    assert "--crop 64: must be above 0, and --short-side (40) or less" in no("--crop", 64)
     assert "--tau 0.0: must be above 0" in no("--tau", 0)
+    assert "argument --k: invalid int value: 'many'" in no("--k", "many")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "checkpoint.pt").write_bytes(pickle.dumps(os.getcwd))
     assert "not a checkpoint" in no("--out", broken)
     os.environ["WORLD_SIZE"] = "3"
     try:
-        assert "--batch-size 16: 3 processes must divide it" in no()
+        assert "--batch-size 16: must be a multiple of processes, 3" in no()
     finally:
         del os.environ["WORLD_SIZE"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "empty"]  # nothing was left behind
