@@ -35,7 +35,7 @@ def nce_loss(z_v, z_a, tau=None):
 
 
 def similarity(z_v, z_a, tau=None):
-    """s (B, B), in fp32 at least, whatever autocast says: e^s of an unnormalised product has no room for bf16's 8 bits."""
+    """s (B, B), in fp32 at least, whatever autocast says: e^s of a plain product has no room for bf16's 8 bits."""
     with torch.autocast(z_v.device.type, enabled=False):
         exact = torch.promote_types(z_v.dtype, torch.float32)
         z_v, z_a = z_v.to(exact), z_a.to(exact)

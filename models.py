@@ -5,7 +5,7 @@
 
 T frames of H x W pixels; P mel filters, Q audio frames. After pretraining the heads are thrown away.
 
-    python models.py                shapes through both networks, then the speed of one training step of the paper's size
+    python models.py        shapes through both networks, then the speed of one training step of the paper's size
 """
 
 import torch
@@ -53,7 +53,7 @@ class VideoBlock(nn.Module):
 
     def __init__(self, cin, cout, stride=1):
         super().__init__()
-        # As in torchvision and the authors' code, one number serves both convolutions, though the second has cout inputs.
+        # As in torchvision, one number serves both convolutions, though the second has cout inputs.
         midplanes = (cin * cout * 3 * 3 * 3) // (cin * 3 * 3 + 3 * cout)
         self.conv1 = nn.Sequential(Conv2Plus1D(cin, cout, midplanes, stride), nn.BatchNorm3d(cout), nn.ReLU(inplace=True))
         self.conv2 = nn.Sequential(Conv2Plus1D(cout, cout, midplanes), nn.BatchNorm3d(cout))
@@ -95,7 +95,7 @@ class Backbone(nn.Module):
     """
 
     def add_stages(self, block, pool, width, num_classes):
-        if width < 8 or width % 8:  # below 8, oneDNN 3.10's channels-last 1x1 convolution writes past its buffer on AVX2
+        if width < 8 or width % 8:  # below 8, oneDNN's channels-last 1x1 convolution corrupts memory on AVX2
             raise ValueError(f"width = {width} must be a multiple of 8")
         self.layer1 = nn.Sequential(block(width, width), block(width, width))
         self.layer2 = nn.Sequential(block(width, 2 * width, stride=2), block(2 * width, 2 * width))

@@ -52,16 +52,16 @@ def parse_args(argv=None):
     add("--toy", action="store_true", help="small settings, on the toy world, which is made if it is not there")
     add("--data", default="datasets/movies", help="folder of titles: a file is a film, a folder is a show")
     add("--out", help="folder of the run; default runs/ and a name from --data, --k, --w, --tau, --jitter, --seed")
-    add("--k", type=int, default=16, help="snippets that each title gives to a minibatch; 1 is the baseline (Section 3, Table 1)")
-    add("--w", type=int, help="window, in snippets, that those k come from; default the whole title (Section 3, Table 1)")
+    add("--k", type=int, default=16, help="snippets a title gives to a minibatch; 1 is the baseline (Section 3, Table 1)")
+    add("--w", type=int, help="window, in snippets, that they come from; default the whole title (Section 3, Table 1)")
     add("--batch-size", type=int, default=512, help="of all processes together; each contrasts its own share (4.1)")
     add("--gather", action="store_true", help="contrast over all processes' shares, with gradient (our choice: off)")
-    add("--tau", type=float, help="l2-normalised embeddings over this temperature; default: not normalised (4.2, Table 2)")
+    add("--tau", type=float, help="l2-normalised embeddings over this temperature; default neither (4.2, Table 2)")
     add("--jitter", type=float, default=0.0, help="sigma of the colour jitter (4.2, Table 2); 0 is none")
     add("--epochs", type=int, default=10, help="of sum M_n / batch-size steps (7.2; their length is our choice)")
     add("--lr", type=float, default=2e-3, help="Adam's, from 1e-4 up to this over --warmup, then cosine to 0 (7.2)")
     add("--warmup", type=float, default=1.0, help="epochs of linear warm-up (7.2)")
-    add("--width", type=int, default=64, help="channels of the first stage of both networks (64: the 18-layer ones of Section 3)")
+    add("--width", type=int, default=64, help="channels of both networks' first stage; 64 is the paper's (Section 3)")
     add("--frames", type=int, default=16, help="T, of a snippet (4.1)")
     add("--fps", type=float, default=5, help="of a snippet, so it lasts 3.2 s (4.1)")
     add("--short-side", type=int, default=190, help="pixels, after resizing (4.1); 224 in Table 5")
@@ -136,7 +136,7 @@ def write_atomically(path, write):
 
 
 def read_log(path, last_step):
-    """The rows of log.jsonl up to a step: what a killed run wrote past its checkpoint will happen, and be written, again."""
+    """The rows of log.jsonl up to a step: what a killed run wrote past its checkpoint will be written again."""
     rows = []
     if path.exists():
         for line in path.read_text().splitlines():
@@ -178,7 +178,7 @@ def draw_curves(path, log):
 
 
 def with_keys(sampler):
-    """The sampler's batches with a key for each sample's crop: (n, m, (seed, epoch, step, place in the global batch))."""
+    """The sampler's batches, each sample with the key of its crop: (seed, epoch, step, place in the global batch)."""
     seed, epoch, first = sampler.seed, sampler.epoch, sampler.rank * sampler.batch_size
     for step, batch in enumerate(sampler, start=sampler.step):
         yield [(n, m, (seed, epoch, step, first + i)) for i, (n, m) in enumerate(batch)]
