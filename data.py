@@ -45,6 +45,10 @@ class BadInput(ValueError):
     """What a user can mend. The message is the one line to print: what is wrong, and what would be right."""
 
 
+def refuse(message):
+    raise BadInput(message)
+
+
 @dataclasses.dataclass(frozen=True)
 class Format:
     """What a snippet is made of: the paper's numbers (Section 4.1), kept in the checkpoint as `front_end`."""
@@ -89,9 +93,9 @@ class Reader:
             self.container = av.open(self.path, metadata_errors="replace")
         except (av.error.FFmpegError, OSError) as error:
             raise BadInput(f"{path}: not a media file that can be read ({error.strerror or error})") from error
-        pictures = [s for s in self.container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        self.video = pictures[0] if pictures else None
-        self.audio = self.container.streams.audio[0] if self.container.streams.audio else None
+        usable = [s for s in self.container.streams if s.type in ("video", "audio") and s.codec_context]  # FFmpeg decodes it
+        usable = [s for s in usable if not s.disposition & av.stream.Disposition.attached_pic]            # no cover art
+        self.video, self.audio = (next((s for s in usable if s.type == kind), None) for kind in ("video", "audio"))
         self.reformatter = VideoReformatter()  # keeps swscale's tables from frame to frame
         for stream in filter(None, (self.video, self.audio)):
             stream.codec_context.thread_count = 1  # the workers are the parallelism; must be set before the codec opens
@@ -138,6 +142,12 @@ class Reader:
         return rgb.to_ndarray()
 
 
+def seconds(item):
+    """When a packet or a frame is due: by its decoding time where it has no other, as in AVI; -inf if it has none."""
+    stamp = item.dts if item.pts is None else item.pts
+    return float(stamp * item.time_base) if stamp is not None else -np.inf
+
+
 class Pictures:
     """Takes video packets, decodes from the last key frame that is needed, and keeps the frame shown at each time."""
 
@@ -157,8 +167,7 @@ class Pictures:
         return float((self.stream.start_time or 0) * self.stream.time_base)
 
     def take(self, packet):
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is None:                                   # the end: what the decoder still holds comes out
+        if not packet.size:                                 # the end: what the decoder still holds comes out
             self.decode([*(self.pending or []), packet])
             self.frames += [self.shown] * (len(self.times) - len(self.frames)) if self.shown else []
         elif self.pending is None:
@@ -166,7 +175,7 @@ class Pictures:
         else:
             # Until a packet lies past the first time we only collect, and forget what precedes the last key frame:
             # reading a group of pictures that is not wanted costs little, decoding it would double the work.
-            time = float(stamp * self.stream.time_base)
+            time = seconds(packet)
             if packet.is_keyframe and time <= self.start + CLOCK:
                 self.pending = []
             self.pending.append(packet)
@@ -183,7 +192,7 @@ class Pictures:
 
     def show(self, frame):
         """A frame is shown until the next one's time; if it starts at the very time wanted there is no need to wait."""
-        time = frame.time
+        time = seconds(frame)
         self.first = time if self.first is None else self.first
         while not self.done and time > self.times[len(self.frames)] + CLOCK:
             self.frames.append(self.shown or frame)
@@ -213,12 +222,11 @@ class Sound:
         return self.first is not None and self.first / self.rate + self.start <= earliest + RESYNC
 
     def take(self, packet):
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is None:                                   # the end: the decoder's rest, then the resampler's
+        if not packet.size:                                 # the end: the decoder's rest, then the resampler's
             self.lay(packet.decode())
             self.lay([None] if self.resampler else [])
             self.ended = True
-        elif float((stamp + (packet.duration or 0)) * packet.time_base) > self.start - self.PREROLL:
+        elif seconds(packet) + float((packet.duration or 0) * packet.time_base) > self.start - self.PREROLL:
             self.lay(packet.decode())
 
     def lay(self, frames):
@@ -309,6 +317,9 @@ class Titles(Dataset):
             setattr(part, name, [getattr(self, name)[n] for n in titles])
         return part
 
+    def __getstate__(self):
+        return {**self.__dict__, "reader": None}  # an open file does not travel to a reading process
+
     def __len__(self):
         return len(self.names)
 
@@ -331,6 +342,8 @@ class Titles(Dataset):
                 break
             m -= count
         if self.reader is None or self.reader.path != path or self.reader.process != os.getpid():
+            if self.reader:
+                self.reader.close()
             self.reader = Reader(path)  # of this process: one that was open at a fork would share its place in the file
         start += m * fmt.seconds
         try:

@@ -84,8 +84,9 @@ def discrepancy(z_v, z_a, title, tau=None, bins=64, pseudo_count=0.5):
     if not all(len(x) for x in pairs.values()):
         raise ValueError("equation 2 needs two titles or more, and two snippets or more of one of them")
     low, high = s.min().item(), s.max().item()
-    histograms = {name: torch.histc(x, bins, low, high).double() for name, x in pairs.items()}
-    p = {name: (h + pseudo_count) / (h + pseudo_count).sum() for name, h in histograms.items()}
+    # In parts, because histc counts in fp32, which has no 2**24 + 1.
+    h = {name: sum(torch.histc(y, bins, low, high).double() for y in x.split(2**24)) for name, x in pairs.items()}
+    p = {name: (counts + pseudo_count) / (counts + pseudo_count).sum() for name, counts in h.items()}
 
     def kl(a, b):
         return (p[a] * (p[a] / p[b]).log()).sum().item()
@@ -97,5 +98,5 @@ def discrepancy(z_v, z_a, title, tau=None, bins=64, pseudo_count=0.5):
         "gap": kl("other", "match") - kl("same", "match"),
         "counts": {name: len(x) for name, x in pairs.items()},
         "edges": torch.linspace(low, high, bins + 1).tolist(),
-        "histograms": {name: h.long().tolist() for name, h in histograms.items()},
+        "histograms": {name: counts.long().tolist() for name, counts in h.items()},
     }

@@ -5,7 +5,7 @@
 
 T frames of H x W pixels; P mel filters, Q audio frames. After pretraining the heads are thrown away.
 
-    python models.py        shapes through both networks, then the speed of one training step of the paper's size
+    python models.py        shapes through both networks, then the speed of a step of the paper's size
 """
 
 import torch
@@ -172,7 +172,7 @@ class ProjectionHead(nn.Module):
         self.net = nn.Sequential(conv(channels, channels, 1), norm(channels), nn.ReLU(inplace=True), conv(channels, d, 1))
 
     def forward(self, x):
-        return self.net(x).flatten(2).mean(2)
+        return self.net(x).flatten(2).float().mean(2)                        # fp32, also under autocast
 
 
 class AudioVisualModel(nn.Module):
@@ -192,7 +192,7 @@ class AudioVisualModel(nn.Module):
 
 
 def benchmark(batch=2, steps=2):
-    """Speed of one training step of the paper's size, against the limit: what the machine does in a matrix product."""
+    """Speed of a forward and backward pass of the paper's size, against what the machine does in a matrix product."""
     from torch.utils.benchmark import Timer
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,7 +1,7 @@
 """Audio-visual self-supervised pretraining from films: "Watching Too Much Television is Good".
 
     python pretrain.py --toy                                  the toy world, on a CPU, in minutes
-    python pretrain.py --data datasets/movies --k 16          one GPU
+    python pretrain.py --k 16 --batch-size 64                 one GPU with the share of one of the paper's eight
     torchrun --nproc_per_node 8 pretrain.py --k 16            the paper: 8 GPUs, films in datasets/movies
     torchrun --nproc_per_node 8 pretrain.py --k 64 --gather   each sample against the whole batch, not its GPU's share
 
@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import AudioFrontEnd, BadInput, Format, Titles, VideoFrontEnd, front_end_state, make_toy
+from data import AudioFrontEnd, BadInput, Format, Titles, VideoFrontEnd, front_end_state, make_toy, refuse
 from loss import discrepancy, gather, nce_loss
 from models import AudioVisualModel
 from sampler import HierarchicalSampler
@@ -39,10 +39,6 @@ TOY = dict(
 )  # fmt: skip
 MAY_CHANGE = {"out", "workers", "save_every"}  # between the two halves of an interrupted run
 NETWORKS = ("video", "audio", "video_head", "audio_head")  # each an entry of the checkpoint
-
-
-def refuse(message):
-    raise BadInput(message)
 
 
 def parse_args(argv=None):
@@ -206,9 +202,8 @@ def measure_held_out(model, held_out, video_front, audio_front, args, rank, worl
              for m in np.unique(np.linspace(0, M - 1, min(M, args.held_out_snippets)).round())]  # fmt: skip
     if len(held_out) < 2 or len(items) == len(held_out):
         return None
-    for buffer in model.buffers():  # each process has averaged its own batches: measure with those that are saved
-        if world_size > 1:
-            dist.broadcast(buffer, 0)
+    for buffer in model.buffers() if world_size > 1 else ():  # each has averaged its own batches: measure what is saved
+        dist.broadcast(buffer, 0)
     model.eval()
     parts = []
     for video, audio, n in DataLoader(held_out, args.batch_size // world_size, sampler=items[rank::world_size],
@@ -258,8 +253,8 @@ def main(args):
         if rank == 0:
             say(f"no toy world at {Path(args.data).parent}: rendering it")
             make_toy(Path(args.data).parent)
-        if world_size > 1:
-            dist.barrier()
+    if args.toy and world_size > 1:
+        dist.barrier()
     fmt = Format(**{name: getattr(args, name) for name in Format.__dataclass_fields__})
     titles = Titles(args.data, fmt)
     train, held_out = split_titles(titles, args)
@@ -279,6 +274,8 @@ def main(args):
     # Resume, or measure the constants of the log-mel on one snippet from the middle of up to 64 titles.
     epoch = step = 0
     if checkpoint:
+        if checkpoint["progress"]["titles"] != train.names:
+            raise BadInput(f"--data {args.data}: no longer the titles that {args.out} trained on; name another --out")
         for name in NETWORKS:
             getattr(model, name).load_state_dict(checkpoint[name])
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -286,15 +283,16 @@ def main(args):
         audio_front.mean, audio_front.std = front_end["log_mel_mean"], front_end["log_mel_std"]
         epoch, step = position["epoch"], position["step"]
     else:
-        some = np.linspace(0, len(train) - 1, min(64, len(train))).round().astype(int)
-        waveforms = [torch.from_numpy(train.read(n, train.counts[n] // 2)[1]) for n in some]
+        some = np.linspace(0, len(train) - 1, 64).round().astype(int)
+        waveforms = [torch.from_numpy(train.read(n, train.counts[n] // 2)[1]) for n in np.unique(some)]
         audio_front.measure(torch.stack(waveforms).to(device))
     gpus = [local_rank] if device.type == "cuda" else None
-    parallel = DistributedDataParallel(model, gpus) if world_size > 1 else model
+    parallel = DistributedDataParallel(model, gpus, broadcast_buffers=False) if world_size > 1 else model
 
     # The truth about this run.
     short = [name for name, M in zip(train.names, train.counts) if M < args.k]
-    say(f"titles    {len(train)} to train on ({sum(train.counts)} snippets of {fmt.seconds:g} s), {len(held_out)} held out")
+    say(f"titles    {len(train)} to train on ({sum(train.counts)} snippets of {fmt.seconds:g} s), {len(held_out)} held out"
+        + " (Equation 2 needs two: not measured)" * (len(held_out) < 2))  # fmt: skip
     for path, why in titles.skipped:
         say(f"          skipped {path}: {why}")
     if short:
@@ -326,7 +324,7 @@ def main(args):
             state["args"] = settings
             state["optimizer"] = optimizer.state_dict()
             state["progress"] = {"epoch": epoch, "step": done, "sampler": {"epoch": epoch, "step": step},
-                                 "snippets": done * args.batch_size, "titles": len(train)}  # fmt: skip
+                                 "snippets": done * args.batch_size, "titles": train.names}  # fmt: skip
             write_atomically(out / "checkpoint.pt", lambda path: torch.save(state, path))
             write_atomically(out / "curves.png", lambda path: draw_curves(path, log))
 
@@ -374,8 +372,7 @@ def main(args):
                 sys.exit(f"pretrain.py: loss {loss:.3g}, gradient {norm:.3g} at epoch {epoch + 1} step {step}: stopped before "
                          f"they reach the weights; {out}/checkpoint.pt is sound. A lower --lr may help.")  # fmt: skip
             lr = learning_rate(args, epoch * steps_per_epoch + step, steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
 
             now, steps_here, waited = time.perf_counter(), steps_here + 1, waited + wait

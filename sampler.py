@@ -20,13 +20,14 @@ batch) alone, so a resumed run repeats itself, and any number of processes share
 
 import numpy as np
 
+TITLES, SNIPPETS = 1, 2  # the last word of a key, so that no two draws share a stream of numbers
 
 class HierarchicalSampler:
     """A batch sampler: yields, for one rank, lists of `batch_size` pairs `(title, snippet)`.
 
     >>> sampler = HierarchicalSampler([100, 50, 200], batch_size=6, k=3, w=8)
     >>> for batch in sampler: print(batch); break
-    [(1, 42), (1, 38), (1, 39), (2, 81), (2, 83), (2, 77)]
+    [(2, 131), (2, 129), (2, 126), (1, 12), (1, 10), (1, 15)]
 
     Two titles gave three snippets each, within 8 of one another: any two of the same title are hard negatives.
 
@@ -82,20 +83,21 @@ class HierarchicalSampler:
         """This rank's share of the global batch of one step: [(title, snippet)] * batch_size, title by title."""
         titles, groups = self.draw_titles(step), self.batch_size // self.k
         batch, taken = [], {}
-        for place in range(self.rank * groups, (self.rank + 1) * groups):
-            n = int(titles[place])
-            snippets = self.draw_snippets(n, np.random.default_rng((self.seed, self.epoch, step, place)), taken.get(n))
+        for place, n in enumerate(titles[: (self.rank + 1) * groups]):  # the lower ranks' too: what they took is taken
+            rng = np.random.default_rng((self.seed, self.epoch, step, place, SNIPPETS))
+            snippets = self.draw_snippets(n, rng, taken.get(n))
             taken[n] = taken.get(n, []) + snippets
-            batch += [(n, m) for m in snippets]
+            if place >= self.rank * groups:
+                batch += [(n, m) for m in snippets]
         return batch
 
     def draw_titles(self, step):
         """n ~ U(1, N), without replacement: the titles of all ranks, so that ranks differ without a word exchanged."""
-        rng = np.random.default_rng((self.seed, self.epoch, step))
+        rng = np.random.default_rng((self.seed, self.epoch, step, 0, TITLES))
         need, N = self.batch_size // self.k * self.world_size, len(self.titles)
         rounds = [rng.permutation(N) for _ in range(need // N)]  # only where a batch needs more titles than there are
         drawn = np.concatenate([*rounds, rng.choice(N, need % N, replace=False)]).astype(np.int64)
-        return [self.titles[i] for i in drawn]
+        return [int(self.titles[i]) for i in drawn]
 
     def draw_snippets(self, n, rng, taken=None):
         """k distinct snippets of title n inside a window of w, placed uniformly; none `taken`, if that leaves k."""

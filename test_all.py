@@ -8,13 +8,13 @@ or by FFmpeg's encoders, and read back through the real decoders.
 
 import collections
 import contextlib
-import copy
 import doctest
 import io
 import json
 import os
 import pickle
 import runpy
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -137,6 +137,18 @@ def test_too_few_titles_are_repeated_evenly_without_repeating_a_snippet():
     for batch in HierarchicalSampler([40, 40, 40], 32, k=4):
         assert len(set(batch)) == 32
         assert sorted(len(snippets) for snippets in by_title(batch).values()) == [8, 12, 12]
+
+
+def test_ranks_do_not_repeat_a_snippet_of_a_title_they_share():
+    ranks = [HierarchicalSampler([40, 40], 16, 4, rank=rank, world_size=2).batch(0) for rank in range(2)]
+    assert len(set(sum(ranks, []))) == 32
+
+
+def test_no_two_draws_share_their_numbers():
+    """Title and window of a group were once drawn from one stream: keys are padded with zeros."""
+    batches = HierarchicalSampler([1000] * 1000, 1, k=1)
+    drawn = np.array([batches.batch(step)[0] for step in range(2000)])
+    assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.1
 
 
 def test_epochs_differ_and_a_seed_repeats():
@@ -344,12 +356,12 @@ def test_heads_are_two_convolutions_of_kernel_1_then_the_average():
 EVENT = 2.0  # s between flashes, each with its beep, in the films below
 
 
-def write_film(path, seconds=20, fps=25, rate=44100, video="libx264", audio="aac", size=(64, 48), start=0.0, gop=50):
+def write_film(path, seconds=20, fps=25, rate=44100, video="libx264", audio="aac", size=(64, 48), start=0.0, gop=50, options={}):
     """White for the first 0.2 s of every EVENT, dark grey else; a tone of 1 kHz meanwhile. None leaves a stream out."""
     with av.open(str(path), "w") as out:
         v = a = None
         if video:
-            v = out.add_stream(video, rate=fps, options={"g": str(gop)})
+            v = out.add_stream(video, rate=fps, options={"g": str(gop), **options})
             v.width, v.height, v.pix_fmt = *size, "yuv420p"
         if audio:
             a = out.add_stream(audio, rate=rate, layout="stereo")
@@ -397,6 +409,14 @@ def test_video_and_sound_are_cut_at_the_same_time(tmp_path, name, video, audio, 
         since = t0 % EVENT
         if since > 0.25:                                # else the cut falls into a tone
             assert onset(waveform) == pytest.approx(EVENT - since, abs=0.02), t0
+
+
+def test_avi_with_b_frames_is_read_by_its_decoding_times(tmp_path):
+    """The kind of file that UCF101 is published in; it says when to decode, a frame or two from when to show."""
+    path = write_film(tmp_path / "v.avi", video="mpeg4", audio=None, options={"bf": "2"})
+    times = 5.1 + np.arange(16) / 5
+    lit = [frame.to_ndarray(format="gray").mean() > 140 for frame in Reader(path).read(times)[0]]
+    assert lit == [bool((t + 1e-3) % EVENT < 0.2) for t in times] and sum(lit) == 2
 
 
 def test_a_snippet_is_16_frames_and_3_2_seconds_of_sound(tmp_path):
@@ -541,7 +561,7 @@ def test_one_band_drops_out_of_one_axis_or_of_both(both):
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
-    """A small instance: 8 films of 24 snippets, 2 + 1 clips a class."""
+    """A small instance: 8 films of 24 snippets, 4 + 2 clips a class."""
     root = tmp_path_factory.mktemp("world") / "toy"
     data.make_toy(root, titles=8, snippets=24, clips=(4, 2))
     return root
@@ -660,7 +680,7 @@ SMALL = ["--toy", "--width", "8", "--short-side", "40", "--crop", "32", "--batch
 
 
 def arguments(toy, out, *more):
-    """4 steps of 16 snippets an epoch: titles of 24 snippets, 6 to train on."""
+    """9 steps of 16 snippets an epoch: titles of 24 snippets, 6 to train on."""
     return pretrain.parse_args([*SMALL, "--data", str(toy / "films"), "--out", str(out), "--epochs", "1", "--workers", "0",
                                 *map(str, more)])  # fmt: skip
 
@@ -768,6 +788,15 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run, toy, tmp_path, monk
     assert log_of(out) == log_of(run) and log_of(out, "gap") == log_of(run, "gap")
     for name in ("video", "audio", "video_head", "audio_head", "optimizer", "progress", "front_end"):
         assert_equal(load(out)[name], load(run)[name])
+
+
+def test_a_run_does_not_go_on_with_other_titles(toy, tmp_path):
+    films = tmp_path / "films"
+    shutil.copytree(toy / "films", films)
+    pretrain.main(arguments(toy, tmp_path / "run", "--data", films))
+    (films / "film000.mp4").rename(films / "another.mp4")
+    with pytest.raises(BadInput, match="no longer the titles"):
+        pretrain.main(arguments(toy, tmp_path / "run", "--data", films))
 
 
 def test_a_finished_run_is_left_as_it_is(run, toy):
