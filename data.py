@@ -235,7 +235,8 @@ class Sound:
                 samples = block.to_ndarray()[0]
                 if samples.dtype == np.int16:
                     samples = samples * np.float32(2**-15)
-                position = round((block.time - self.start) * self.rate)
+                time = seconds(block)                       # without one, sound goes on where it was
+                position = round((time - self.start) * self.rate) if np.isfinite(time) else self.position or 0
                 if self.position is None or abs(position - self.position) > RESYNC * self.rate:
                     self.position = position
                 self.first = self.position if self.first is None else self.first

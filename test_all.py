@@ -419,6 +419,15 @@ def test_avi_with_b_frames_is_read_by_its_decoding_times(tmp_path):
     assert lit == [bool((t + 1e-3) % EVENT < 0.2) for t in times] and sum(lit) == 2
 
 
+def test_sound_without_a_time_goes_on_where_it_was():
+    sound = data.Sound(None, 1.0, 48, 48000)
+    for value, pts in ((0.25, 48000), (0.5, None)):
+        block = av.AudioFrame.from_ndarray(np.full((1, 24), value, np.float32), format="fltp", layout="mono")
+        block.sample_rate, block.time_base, block.pts = 48000, Fraction(1, 48000), pts
+        sound.lay([block])
+    assert sound.samples.tolist() == [0.25] * 24 + [0.5] * 24 and sound.done
+
+
 def test_a_snippet_is_16_frames_and_3_2_seconds_of_sound(tmp_path):
     write_film(tmp_path / "film.mp4", seconds=20)
     titles = Titles(tmp_path, Format())
