@@ -5,7 +5,7 @@
 
 T frames of H x W pixels; P mel filters, Q audio frames. After pretraining the heads are thrown away.
 
-    python models.py        shapes through both networks, then the speed of a step of the paper's size
+    python models.py        their sizes, and the speed of a step of the paper's size
 """
 
 import torch
@@ -115,9 +115,12 @@ class Backbone(nn.Module):
 
 
 class R2Plus1D18(Backbone):
-    """At width 64: names, shapes and outputs of `torchvision.models.video.r2plus1d_18`."""
+    """The video network f: (B, 3, T, H, W) -> (B, 8 * width), or (B, num_classes) logits if there are classes.
 
-    def __init__(self, width, num_classes):
+    At width 64: names, shapes and outputs of `torchvision.models.video.r2plus1d_18`.
+    """
+
+    def __init__(self, width=64, num_classes=0):
         super().__init__()
         midplanes = 45 * width // 64  # 45 at the full width: the authors' number, not the formula's
         self.stem = nn.Sequential(
@@ -136,9 +139,12 @@ class R2Plus1D18(Backbone):
 
 
 class AudioResNet18(Backbone):
-    """At width 64: names, shapes and outputs of `torchvision.models.resnet18`, but for one input channel."""
+    """The audio network g: log-mel (B, 1, P, Q) -> (B, 8 * width), or (B, num_classes) logits if there are classes.
 
-    def __init__(self, width, num_classes):
+    At width 64: names, shapes and outputs of `torchvision.models.resnet18`, but for one input channel.
+    """
+
+    def __init__(self, width=64, num_classes=0):
         super().__init__()
         self.conv1 = nn.Conv2d(1, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -151,14 +157,7 @@ class AudioResNet18(Backbone):
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))              # (B, width, P/4, Q/4)
 
 
-def r2plus1d_18(width=64, num_classes=0):
-    """The video network f: (B, 3, T, H, W) -> (B, 8 * width), or (B, num_classes) logits if there are classes."""
-    return R2Plus1D18(width, num_classes)
-
-
-def audio_resnet18(width=64, num_classes=0):
-    """The audio network g: log-mel (B, 1, P, Q) -> (B, 8 * width), or (B, num_classes) logits if there are classes."""
-    return AudioResNet18(width, num_classes)
+r2plus1d_18, audio_resnet18 = R2Plus1D18, AudioResNet18
 
 
 class ProjectionHead(nn.Module):
@@ -220,11 +219,6 @@ def benchmark(batch=2, steps=2):
 
 
 if __name__ == "__main__":
-    full = AudioVisualModel()
-    for name, x in (("video", torch.randn(2, 3, 16, 158, 158)), ("audio", torch.randn(2, 1, 96, 301))):
-        network, head = getattr(full, name), getattr(full, name + "_head")
-        print(f"{name}: {sum(p.numel() for p in network.parameters()):,} parameters")
-        with torch.no_grad():
-            shapes = [x := network.stem_forward(x), *(x := getattr(network, f"layer{i}")(x) for i in range(1, 5)), head(x)]
-        print("  " + " -> ".join(str(tuple(y.shape)) for y in shapes))
+    for make in (r2plus1d_18, audio_resnet18):
+        print(f"{make.__name__}: {sum(p.numel() for p in make().parameters()):,} parameters")
     benchmark()
