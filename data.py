@@ -6,37 +6,54 @@
 T frames at `fps`, cropped to H x W pixels; S samples at `rate`; P mel filters, Q audio frames. All times are in seconds
 on the file's own presentation clock, which its video and its sound share.
 
-    python data.py toy datasets/toy        render the toy world: small films, and two labelled sets
+    python data.py toy datasets/toy             render the toy world: small films, and two labelled sets
+    python data.py check FILMS                  titles with length, snippets, codecs, problems; and totals
+    python data.py prepare FILMS datasets/movies    transcode a collection to what is read fastest
+    python data.py show FILE --at 00:31:00      a picture of one snippet, as the networks get it
+    python data.py bench datasets/movies        what a snippet costs to read
 """
 
 import argparse
+import collections
 import contextlib
 import copy
 import csv
 import dataclasses
+import hashlib
 import json
+import math
 import multiprocessing
 import os
+import resource
+import signal
+import stat
 import sys
 import tempfile
+import time
 import wave
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from fractions import Fraction
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
 import torchaudio
+from av.stream import Disposition
+from av.video.frame import PictureType
 from av.video.reformatter import Interpolation, VideoReformatter
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-
-MEDIA = {".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"}
+MEDIA = set(".3gp .asf .avi .divx .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogg .ogm .ogv .ts .vob .webm .wmv".split())
+DEMUXERS = "asf,avi,flac,flv,matroska,mov,mp3,mpeg,mpegts,mxf,ogg,wav"  # FFmpeg's that read one file and nothing beside it
+TIMEOUT = 30     # s: for a server's answer
+DAMAGED = 0.1    # a snippet that has lost more than this share of its sight or its sound counts as damaged
 CLOCK = 0.001    # s: containers round timestamps to a millisecond, so times closer than this are the same
+MARK = "prepared for pretraining: a group of pictures a snippet"  # a tag of the files that `prepare` writes
+LEAD = 0.15      # s: a lossy sound's decoder needs a little of what comes before the cut
 RESYNC = 0.02    # s: sound further than this off its timestamp has a gap or an overlap; less is that rounding, added up
 av.logging.set_level(av.logging.PANIC)  # what goes wrong is raised, and said once, by us
 
@@ -82,100 +99,166 @@ def rng_of(*key):
 
 
 class Reader:
-    """An open media file, its first video and its first audio stream (None where there is none).
+    """An open media file, and the video and audio stream that are used: the default ones, None where there is none.
 
-    Raises BadInput if FFmpeg cannot open the file; av.error.FFmpegError from `read` if it cannot decode it.
+    language: the audio track to prefer, as the file tags it ("eng", "deu"). Raises BadInput if FFmpeg cannot open the file.
     """
 
-    def __init__(self, path):
-        self.path, self.process = str(path), os.getpid()
+    def __init__(self, path, language=None):
+        self.path = path = os.fspath(path)
+        self.process, self.damaged, remote = os.getpid(), False, "://" in path
+        # A file is never a reason to open something else: no demuxer that follows references, no other protocol.
+        only = dict(format_whitelist=DEMUXERS, protocol_whitelist="http,https,httpproxy,tcp,tls" if remote else "file")
         try:
-            self.container = av.open(self.path, metadata_errors="replace")
+            # A prepared file is known at a glance; at any other FFmpeg looks more closely, which takes 2 to 4 times as long.
+            for glance in (dict(probesize="32768"), {}) if path.endswith(".mkv") else ({},):
+                self.container = av.open(path if remote else "file:" + path, options=only | glance, metadata_errors="replace",
+                                         timeout=TIMEOUT if remote else None)  # fmt: skip
+                if glance and self.container.metadata.get("COMMENT") == MARK:
+                    break
         except (av.error.FFmpegError, OSError) as error:
-            raise BadInput(f"{path}: not a media file that can be read ({error.strerror or error})") from error
-        usable = [s for s in self.container.streams if s.type in ("video", "audio") and s.codec_context]  # FFmpeg decodes it
-        usable = [s for s in usable if not s.disposition & av.stream.Disposition.attached_pic]            # no cover art
-        self.video, self.audio = (next((s for s in usable if s.type == kind), None) for kind in ("video", "audio"))
+            strange = isinstance(error, (av.error.InvalidDataError, av.error.ArgumentError))
+            why = "not a media file that can be read" if strange else error.strerror or error
+            raise BadInput(f"{path}: {why}") from error
         self.reformatter = VideoReformatter()  # keeps swscale's tables from frame to frame
+        self.video, self.audio = self.choose("video"), self.choose("audio", language)
+        self.aspect = float(self.video.sample_aspect_ratio or 1) if self.video else 1.0
         for stream in filter(None, (self.video, self.audio)):
             stream.codec_context.thread_count = 1  # the workers are the parallelism; must be set before the codec opens
+
+    def choose(self, kind, language=None):
+        usable = [s for s in self.container.streams if s.type == kind and s.codec_context]   # FFmpeg can decode it
+        usable = [s for s in usable if not s.disposition & Disposition.attached_pic]          # cover art is no film
+        wanted = lambda s: (language is not None and s.language == language, bool(s.disposition & Disposition.default))
+        return max(usable, key=wanted, default=None)
 
     def close(self):
         self.container.close()
 
-    def span(self, stream):
-        """(start, end) of a stream, from the headers; the container's where the stream does not say."""
-        whole_start = (self.container.start_time or 0) / av.time_base
-        start = whole_start if stream.start_time is None else float(stream.start_time * stream.time_base)
-        if stream.duration:
-            return start, start + float(stream.duration * stream.time_base)
-        whole = (self.container.duration or 0) / av.time_base
-        return start, whole if "matroska" in self.container.format.name else whole_start + whole  # there, it is the end
+    def span(self, *streams, exact=True):
+        """(start, end) in seconds that all of these streams last: by their last packets, since a header may lie or not
+        know. `exact=False` believes a header that does know."""
+        starts = [start_of(stream) for stream in streams]
+        ends = [start + float((s.duration or 0) * s.time_base) for s, start in zip(streams, starts)]
+        if exact or not all(stream.duration for stream in streams):
+            ends = self.last_packets(streams, max(*ends, (self.container.duration or 0) / av.time_base))
+        return max(starts), min(ends)
 
-    def read(self, times=(), sound_from=0.0, samples=0, rate=48000):
+    def last_packets(self, streams, end):
+        """When each stream's last packet ends, in seconds: from a look at the end, and further back if one is not there."""
+        for back in (1, 10, 100, 1000, math.inf):
+            found = {}
+            with contextlib.suppress(av.error.FFmpegError):  # so ends a file that is cut off
+                self.seek(end - back if back < math.inf else -1e6, any_frame=True)
+                for packet in self.container.demux(streams):
+                    if packet.size:
+                        found[packet.stream] = max(found.get(packet.stream, 0.0), Consumer(packet.stream, 0).span(packet)[1])
+            if len(found) == len(streams) or back > end:
+                break
+        return [found.get(stream, start_of(stream)) for stream in streams]
+
+    def seek(self, time, **how):
+        """To a key frame at this time or before. A time before the start is meant: some demuxers seek by decoding time."""
+        try:
+            self.container.seek(round(time * av.time_base), **how)
+        except av.error.FFmpegError:                         # in AVI only
+            self.container.seek(self.container.start_time or 0, **how)
+
+    def read(self, times=(), sound_from=0.0, samples=0, rate=48000, keep=lambda frame: frame):
         """Frames shown at `times` (ascending), and `samples` of mono sound at `rate` from `sound_from` on.
 
-        Returns (a list of av.VideoFrame, one for each time; float32 array (samples,)). Both come from one seek and one
-        pass. A seek lands where the container's index says, which may be after the sound that we want, so we look at what
-        came and, if its head is missing, start further back. Past the end of a stream its last frame stays, and silence.
+        Returns (a list: `keep` of the av.VideoFrame of each time; float32 array (samples,)). Both come from one seek and
+        one pass. A seek lands where the container's index says, which may be after the sound that we want, so we look at
+        what came and, if its head is missing, start further back. Past the end of a stream its last frame stays, and
+        silence. `damaged` tells whether something in between did not decode. Raises av.error.FFmpegError.
         """
-        for preroll in (0.25, 2.0, 15.0):
-            pictures, sound = Pictures(self.video, times), Sound(self.audio, sound_from, samples, rate)
+        for preroll in (LEAD, 2.0, 15.0):
+            pictures, sound = Pictures(self.video, times, keep), Sound(self.audio, sound_from, samples, rate)
             wanted = [consumer for consumer in (pictures, sound) if not consumer.done]
-            start = min(consumer.start for consumer in wanted) - preroll
-            self.container.seek(max(round(start * av.time_base), self.container.start_time or 0), backward=True)
+            self.seek(min(consumer.start for consumer in wanted) - preroll)
             for packet in self.container.demux([consumer.stream for consumer in wanted]):
                 (pictures if packet.stream is self.video else sound).take(packet)
                 if pictures.done and sound.done:
                     break
             if all(consumer.complete() for consumer in wanted):
                 break
+        self.damaged = any(consumer.lost() > DAMAGED for consumer in wanted)
         return pictures.frames, sound.samples
 
-    def resize(self, frame, short_side):
-        """av.VideoFrame -> RGB uint8 (H, W, 3), its shorter side (as displayed, with square pixels) `short_side`."""
-        aspect = float(self.video.sample_aspect_ratio or 1)
-        width, height = frame.width * aspect, frame.height
-        scale = short_side / min(width, height)
-        size = round(width * scale), round(height * scale)
+    def resize(self, frame, short_side, multiple=1):
+        """av.VideoFrame -> RGB uint8 (H, W, 3), upright, its pixels square, its shorter side `short_side`."""
+        width, height = frame.width * self.aspect, frame.height
+        scale = short_side / min(width, height) / multiple
+        size = round(width * scale) * multiple, round(height * scale) * multiple
         rgb = self.reformatter.reformat(frame, *size, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1)
-        return rgb.to_ndarray()
+        return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90)) if frame.rotation else rgb.to_ndarray()
 
 
-def seconds(item):
-    """When a packet or a frame is due: by its decoding time where it has no other, as in AVI; -inf if it has none."""
-    stamp = item.dts if item.pts is None else item.pts
-    return float(stamp * item.time_base) if stamp is not None else -np.inf
+def start_of(stream):
+    return float((stream.start_time or 0) * stream.time_base)
 
 
-class Pictures:
+class Consumer:
+    """What takes the packets of one stream. `span` of a packet in seconds: floats, since fractions cost more than decoding."""
+
+    def __init__(self, stream, start):
+        self.stream, self.start, self.decoded, self.failed = stream, start, 0, 0           # the last two: packets
+        self.tick = float(stream.time_base) if stream else 0.0
+
+    def span(self, packet):
+        """When it is due and until when: by its decoding time where it has no other, as in AVI; -inf if it has none."""
+        stamp = packet.dts if packet.pts is None else packet.pts
+        time = -math.inf if stamp is None else stamp * self.tick
+        return time, time + (packet.duration or 0) * self.tick
+
+    def time(self, frame):
+        if frame.pts is None:
+            return -math.inf if frame.dts is None else frame.dts * self.tick
+        return frame.time
+
+    def frames_of(self, packet):
+        """What it decodes to; nothing if it is damaged: FFmpeg goes on behind it as well as it can."""
+        self.decoded += 1
+        try:
+            return packet.decode()
+        except av.error.FFmpegError:
+            self.failed += 1
+            return []
+
+    def earliest(self):
+        """When what is wanted begins, or the stream, if it begins later."""
+        return max(self.start, start_of(self.stream))
+
+
+class Pictures(Consumer):
     """Takes video packets, decodes from the last key frame that is needed, and keeps the frame shown at each time."""
 
-    def __init__(self, stream, times):
-        self.stream, self.times = stream, list(times)
-        self.start = self.times[0] if self.times else 0.0
-        self.frames, self.pending, self.shown, self.first = [], [], None, None
+    def __init__(self, stream, times, keep):
+        super().__init__(stream, times[0] if len(times) else 0.0)
+        self.times, self.keep, self.frames, self.pending = list(times), keep, [], []
+        self.shown = self.kept = self.first = None          # the latest frame; what is kept of it; the first one's time
 
     @property
     def done(self):
         return len(self.frames) == len(self.times)
 
     def complete(self):
-        return self.done and self.first is not None and self.first <= max(self.start, self.stream_start()) + CLOCK
+        return self.done and self.first is not None and self.first <= self.earliest() + CLOCK
 
-    def stream_start(self):
-        return float((self.stream.start_time or 0) * self.stream.time_base)
+    def lost(self):
+        return self.failed / max(1, self.decoded)
 
     def take(self, packet):
         if not packet.size:                                 # the end: what the decoder still holds comes out
             self.decode([*(self.pending or []), packet])
-            self.frames += [self.shown] * (len(self.times) - len(self.frames)) if self.shown else []
+            if self.shown:
+                self.keep_until(math.inf)
         elif self.pending is None:
             self.decode([packet])
         else:
             # Until a packet lies past the first time we only collect, and forget what precedes the last key frame:
             # reading a group of pictures that is not wanted costs little, decoding it would double the work.
-            time = seconds(packet)
+            time, _ = self.span(packet)
             if packet.is_keyframe and time <= self.start + CLOCK:
                 self.pending = []
             self.pending.append(packet)
@@ -185,78 +268,96 @@ class Pictures:
 
     def decode(self, packets):
         for packet in packets:
-            for frame in packet.decode():
+            for frame in self.frames_of(packet):
                 self.show(frame)
                 if self.done:
                     return
 
     def show(self, frame):
         """A frame is shown until the next one's time; if it starts at the very time wanted there is no need to wait."""
-        time = seconds(frame)
-        self.first = time if self.first is None else self.first
-        while not self.done and time > self.times[len(self.frames)] + CLOCK:
-            self.frames.append(self.shown or frame)
-        self.shown = frame
-        while not self.done and abs(time - self.times[len(self.frames)]) <= CLOCK:
-            self.frames.append(frame)
+        time = self.time(frame)
+        if self.shown is None:                              # nothing came before: it stands in for what is missing
+            self.first, self.shown = time, frame
+        self.keep_until(time - CLOCK)
+        self.shown, self.kept = frame, None
+        self.keep_until(time + CLOCK)
+
+    def keep_until(self, time):
+        while not self.done and self.times[len(self.frames)] < time:
+            self.kept = self.keep(self.shown) if self.kept is None else self.kept
+            self.frames.append(self.kept)
 
 
-class Sound:
+class Sound(Consumer):
     """Takes audio packets and lays the decoded samples, mono at `rate`, where their timestamps say."""
 
-    PREROLL = 0.1    # s: a lossy codec's first frames after a seek lack their overlap, so decoding starts before the cut
-
     def __init__(self, stream, start, samples, rate):
-        self.stream, self.start, self.rate = stream, start, rate
-        self.samples = np.zeros(samples, np.float32)
+        super().__init__(stream, start)
+        self.rate, self.samples, self.laid = rate, np.zeros(samples, np.float32), 0
         self.position = self.first = None                   # sample index of the next sound; of the first that came
         self.ended = samples == 0
-        self.resampler = None
+        self.resampler = self.kind = None
 
     @property
     def done(self):
         return self.ended or (self.position or 0) >= len(self.samples)
 
     def complete(self):
-        earliest = max(self.start, float((self.stream.start_time or 0) * self.stream.time_base))
-        return self.first is not None and self.first / self.rate + self.start <= earliest + RESYNC
+        return self.first is not None and self.first / self.rate + self.start <= self.earliest() + RESYNC
+
+    def lost(self):
+        return 1 - self.laid / len(self.samples)            # also what a container dropped without a word
 
     def take(self, packet):
+        _, end = self.span(packet)
         if not packet.size:                                 # the end: the decoder's rest, then the resampler's
-            self.lay(packet.decode())
-            self.lay([None] if self.resampler else [])
+            self.lay([*self.frames_of(packet), None])
             self.ended = True
-        elif seconds(packet) + float((packet.duration or 0) * packet.time_base) > self.start - self.PREROLL:
-            self.lay(packet.decode())
+        elif end > self.start - LEAD / 2:
+            self.lay(self.frames_of(packet))
 
     def lay(self, frames):
         for frame in frames:
             for block in self.to_mono(frame):
-                samples = block.to_ndarray()[0]
-                if samples.dtype == np.int16:
-                    samples = samples * np.float32(2**-15)
-                time = seconds(block)                       # without one, sound goes on where it was
-                position = round((time - self.start) * self.rate) if np.isfinite(time) else self.position or 0
+                if block.format.name == "s16":
+                    samples = np.frombuffer(block.planes[0], np.int16, block.samples) * np.float32(2**-15)
+                else:
+                    samples = np.frombuffer(block.planes[0], np.float32, block.samples)
+                time, count = self.time(block), len(samples)    # without a time, sound goes on where it was
+                position = round((time - self.start) * self.rate) if time > -math.inf else self.position or 0
                 if self.position is None or abs(position - self.position) > RESYNC * self.rate:
                     self.position = position
-                self.first = self.position if self.first is None else self.first
-                low, high = max(self.position, 0), min(self.position + len(samples), len(self.samples))
+                    self.first = position if self.first is None else self.first
+                low, high = max(self.position, 0), min(self.position + count, len(self.samples))
                 if low < high:
                     self.samples[low:high] = samples[low - self.position : high - self.position]
-                self.position += len(samples)
+                    self.laid += high - low
+                self.position += count
 
     def to_mono(self, frame):
         """One frame, or None for the end -> blocks of mono sound at `rate`; what is that already goes straight through."""
-        if frame and frame.rate == self.rate and frame.layout.name == "mono" and frame.format.name in ("fltp", "s16"):
-            return [frame]
-        self.resampler = self.resampler or av.AudioResampler("flt", "mono", self.rate)
-        return self.resampler.resample(frame)
+        kind = frame and (frame.format.name, frame.layout.name, frame.rate)
+        if kind != self.kind:                               # at first; and when a broadcast goes from stereo to 5.1
+            rest = self.resampler.resample(None) if self.resampler else []
+            straight = kind in (None, ("fltp", "mono", self.rate), ("s16", "mono", self.rate))
+            # To 16 bits, since floats are mixed without normalising: 5.1 channels would come out 2.7 times as loud.
+            self.kind, self.resampler = kind, None if straight else av.AudioResampler("s16", "mono", self.rate)
+            return [*rest, *self.to_mono(frame)]
+        return self.resampler.resample(frame) if self.resampler else (frame,) if frame else ()
 
 
-def crop_frames(images, top, left, size):
-    """A list of T RGB images (H, W, 3) -> uint8 tensor (3, T, size, size), all cut at the same place."""
-    cut = np.stack([image[top : top + size, left : left + size] for image in images])         # (T, size, size, 3)
-    return torch.from_numpy(np.ascontiguousarray(cut.transpose(3, 0, 1, 2)))                  # (3, T, size, size)
+def crop(image, place, size):
+    """RGB (H, W, 3) -> (3, size, size), cut at `place`: (down, right), 0 is the top or the left, 1 the other end."""
+    top, left = (min(int(at * (side - size + 1)), side - size) for at, side in zip(place, image.shape))
+    return np.ascontiguousarray(image[top : top + size, left : left + size].transpose(2, 0, 1))
+
+
+def clip(crops):
+    """T crops (3, size, size) -> tensor (3, T, size, size)."""
+    return torch.from_numpy(np.stack(crops, axis=1))
+
+
+CENTRE = (0.5, 0.5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,51 +366,42 @@ def crop_frames(images, top, left, size):
 
 
 class Titles(Dataset):
-    """Every entry of a folder is a title n: a file is a film, a folder is a show, its files stitched in name order.
+    """A collection of titles n: a film, or a show, whose files are stitched in order.
+
+    source: a folder, of which every entry is a title (a file is a film, a folder is a show: its files in name order); or
+    a list, LIST.txt, of which every line is one: a path, as seen from the list's own folder, or a URL, or several of
+    them separated by tabs (a show).
 
     `names[n]`, `counts[n]` = M_n: how many whole snippets its video and its sound both last. `skipped`: [(path, why)].
-    Item (n, m, key) -> video uint8 (3, T, crop, crop), waveform float (S,), n. Snippet m of a file covers
-    [start + m * seconds, start + (m + 1) * seconds). The crop is drawn from `key`, a tuple of integers; it is central
-    if key is None. Raises BadInput for a folder that is not there or holds no title, and for a snippet that cannot be
-    decoded.
+    Item (n, m, key) -> video uint8 (3, T, crop, crop), waveform float (S,), n, failures. Snippet m of a file covers
+    [start + m * seconds, start + (m + 1) * seconds). The crop is drawn from `key`, a tuple of integers; it is central if
+    key is None. A snippet that cannot be read is replaced, see `candidates`; `failures` says which and why, a line each.
+    Raises BadInput for a source that is not there or holds no title, and when nothing at all can be read any more.
     """
 
-    def __init__(self, root, fmt):
-        self.root, self.fmt, self.reader = Path(root), fmt, None
-        if not self.root.is_dir():
-            raise BadInput(f"{root}: no such folder; it should hold films (files) and shows (folders of files)")
-        entries = sorted(entry for entry in self.root.iterdir() if not entry.name.startswith("."))
-        files = [media_files(entry) for entry in entries]
-        if not any(files):
-            raise BadInput(f"{root}: no media files in it; it should hold films (files) and shows (folders of files)")
-        with ThreadPoolExecutor() as pool:  # headers only; FFmpeg works outside the interpreter's lock
-            parts = iter(list(pool.map(self.measure, [path for group in files for path in group])))
+    TRIES = 4  # to replace a snippet, first from its title, then from any
+
+    def __init__(self, source, fmt, language=None, quiet=True):
+        self.fmt, self.language, self.reader = fmt, language, None
+        titles = list_titles(os.fspath(source))
+        index = index_files([path for _, paths in titles for path in paths], source, language, quiet)
         self.names, self.parts, self.skipped = [], [], []
-        for entry, group in zip(entries, files):
-            group = [next(parts) for _ in group]
-            self.skipped += [(path, why) for path, _, count, why in group if not count]
-            if any(count for _, _, count, _ in group):
-                self.names.append(entry.name)
-                self.parts.append([(path, start, count) for path, start, count, _ in group if count])
+        for name, paths in titles:
+            part = []
+            for path in paths:
+                start, end, why = index[path][:3]
+                count = int((end - start + RESYNC) / fmt.seconds)
+                if count > 0:
+                    part.append((path, start, count))
+                else:
+                    self.skipped.append((path, why or f"shorter than a snippet of {fmt.seconds:g} s"))
+            if part:
+                self.names.append(name)
+                self.parts.append(part)
         self.counts = [sum(count for _, _, count in part) for part in self.parts]
         if not self.names:
             path, why = self.skipped[0]
-            raise BadInput(f"{root}: none of its {len(self.skipped)} files can be used; {path}: {why}")
-
-    def measure(self, path):
-        """(path, start, how many snippets, why none): both streams from the later start to the earlier end."""
-        try:
-            reader = Reader(path)
-        except BadInput:
-            return path, 0.0, 0, "not a media file that can be read"
-        try:
-            if reader.video is None or reader.audio is None:
-                return path, 0.0, 0, "no video" if reader.video is None else "no sound"
-            starts, ends = zip(reader.span(reader.video), reader.span(reader.audio))
-            count = int((min(ends) - max(starts) + RESYNC) / self.fmt.seconds)
-            return path, max(starts), max(count, 0), f"shorter than a snippet of {self.fmt.seconds:g} s"
-        finally:
-            reader.close()
+            raise BadInput(f"{source}: none of its {len(self.skipped)} files can be used; {path}: {why}")
 
     def subset(self, titles):
         """The same collection with these titles only, renumbered."""
@@ -325,41 +417,150 @@ class Titles(Dataset):
         return len(self.names)
 
     def __getitem__(self, item):
-        n, m, key = item
-        frames, waveform = self.read(n, m)
-        images = [self.reader.resize(frame, self.fmt.short_side) for frame in frames]
-        (height, width, _), size = images[0].shape, self.fmt.crop
-        if key is None:
-            top, left = (height - size) // 2, (width - size) // 2
-        else:
-            top, left = rng_of(*key).integers((height - size + 1, width - size + 1))
-        return crop_frames(images, top, left, size), torch.from_numpy(waveform), n
+        *_, key = item
+        place, failures = CENTRE if key is None else rng_of(*key).random(2), []
+        for n, m in self.candidates(*item):
+            try:
+                crops, waveform = self.read(n, m, place)
+                return clip(crops), torch.from_numpy(waveform), n, "\n".join(failures)
+            except BadInput as error:
+                failures.append(str(error))
+        raise BadInput(f"{len(failures)} snippets in a row cannot be read; the last: {failures[-1]}")
 
-    def read(self, n, m):
-        """Snippet m of title n -> (frames, waveform), through the reader, which stays open: neighbours share a file."""
+    def candidates(self, n, m, key):
+        """The snippet; then others of its title, drawn from `key`; then, since a whole file may be lost, of any title."""
+        yield n, m
+        rng = rng_of(*(key or (n, m)), 5)
+        for _ in range(self.TRIES):
+            yield n, int(rng.integers(self.counts[n]))
+        for n in rng.integers(len(self), size=self.TRIES).tolist():
+            yield n, int(rng.integers(self.counts[n]))
+
+    def read(self, n, m, place=CENTRE):
+        """Snippet m of title n -> T crops (3, crop, crop), waveform (S,). The file stays open: neighbours share it.
+
+        Raises BadInput, with file and time, if it cannot be read whole."""
         fmt = self.fmt
         for path, start, count in self.parts[n]:
             if m < count:
                 break
             m -= count
-        if self.reader is None or self.reader.path != path or self.reader.process != os.getpid():
-            if self.reader:
-                self.reader.close()
-            self.reader = Reader(path)  # of this process: one that was open at a fork would share its place in the file
         start += m * fmt.seconds
         try:
-            frames, waveform = self.reader.read(start + np.arange(fmt.frames) / fmt.fps, start, fmt.samples, fmt.rate)
-        except av.error.FFmpegError as error:
-            raise BadInput(f"{path}: the snippet at {start:.1f} s cannot be decoded ({error.strerror})") from error
-        if not frames:
-            raise BadInput(f"{path}: no frame can be decoded at {start:.1f} s")
-        return frames, waveform
+            if self.reader is None or self.reader.path != path or self.reader.process != os.getpid():
+                self.close()
+                self.reader = Reader(path, self.language)  # of this process: at a fork its place in the file is shared
+            reader = self.reader
+            return read_snippets(reader, start, 1, fmt,
+                                 lambda frame: crop(reader.resize(frame, fmt.short_side), place, fmt.crop))  # fmt: skip
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            self.close()                                   # whatever state it is in
+            raise error if isinstance(error, BadInput) else BadInput(f"{path}: cannot be decoded at {start:.1f} s ({error})")
+
+    def close(self):
+        if self.reader:
+            self.reader.close()
+        self.reader = None
 
 
-def media_files(entry):
-    """The files of a title, in name order: one for a film, those below it for a show."""
-    files = sorted(entry.rglob("*")) if entry.is_dir() else [entry]
-    return [str(file) for file in files if file.suffix.lower() in MEDIA and file.is_file()]
+def read_snippets(reader, start, count, fmt, keep):
+    """`count` snippets from `start` on, one behind the other -> `keep` of count * T frames, waveform (count * S,)."""
+    times = start + np.arange(count * fmt.frames) / fmt.fps
+    images, waveform = reader.read(times, start, count * fmt.samples, fmt.rate, keep)
+    if reader.damaged or not images or any(image.shape != images[0].shape for image in images):
+        raise BadInput(f"{reader.path}: damaged at {start:.1f} s")
+    return images, waveform
+
+
+def list_titles(source):
+    """[(name, [path or URL of each of its files])] of a folder or a list."""
+    if os.path.isdir(source):
+        titles = [(name, media_files(os.path.join(source, name))) for name in sorted(os.listdir(source)) if name[0] != "."]
+        titles = [(name, paths) for name, paths in titles if paths]
+    elif os.path.isfile(source) and source.endswith(".txt"):
+        with open(source, encoding="utf-8-sig", errors="surrogateescape") as file:
+            lines = [line for line in file.read().split("\n") if line.strip()]
+        titles, folder = [], os.path.dirname(source)
+        for line in lines:
+            parts = [part if "://" in part else os.path.join(folder, part) for part in line.split("\t") if part]
+            titles.append((line, [path for part in parts for path in media_files(part, listed=True)]))
+    else:
+        raise BadInput(f"{source}: no such folder or LIST.txt; it should hold films (files) and shows (folders of files)")
+    if not titles:
+        raise BadInput(f"{source}: no media files in it; it should hold films (files) and shows (folders of files)")
+    return titles
+
+
+def media_files(path, listed=False):
+    """The files of a title, in name order: the one of a film, those below the folder of a show, through links but not twice."""
+    if not os.path.isdir(path):
+        return [path] if listed or os.path.splitext(path)[1].lower() in MEDIA else []
+    files, seen = [], set()
+    for folder, inside, names in os.walk(path, followlinks=True):
+        if os.path.realpath(folder) in seen:
+            inside.clear()  # a link in a circle, or to where we have been
+            continue
+        seen.add(os.path.realpath(folder))
+        inside[:] = [name for name in inside if name[0] != "."]
+        files += [os.path.join(folder, name) for name in names if name[0] != "." and os.path.splitext(name)[1].lower() in MEDIA]
+    return sorted(files, key=lambda file: file.split(os.sep))
+
+
+def probe(path, language=None):
+    """[start, end, why it cannot be used or None, video, audio] of a file: seconds, and the streams in words."""
+    words = ["", ""]
+    try:
+        if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
+            return [0, 0, "not a file", *words]
+        with contextlib.closing(Reader(path, language)) as reader:
+            video, audio = reader.video, reader.audio
+            if video:
+                words[0] = f"{video.codec.canonical_name} {video.width}x{video.height} {float(video.average_rate or 0):.5g}/s"
+            if audio:
+                words[1] = f"{audio.codec.canonical_name} {audio.rate} Hz {audio.layout.name}"
+            if not (video and audio):
+                return [0, 0, "no sound" if video else "no video", *words]
+            return [*reader.span(video, audio), None, *words]
+    except BadInput as error:
+        return [0, 0, str(error).removeprefix(f"{path}: "), *words]
+    except (av.error.FFmpegError, OSError) as error:
+        return [0, 0, str(error.strerror or error), *words]
+
+
+def index_files(paths, source, language=None, quiet=True):
+    """{path: probe(path)}: each file is probed once, many at a time, and what is well is kept in the user's cache folder.
+
+    There it holds while the file's size and time of change do. What is wrong is looked at again, for it may be mended.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "watching-television"
+    key = json.dumps([os.path.abspath(source), os.fspath(source), language, 1])  # 1: counted up when what is kept changes
+    cache, known = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json", {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(cache.read_text())
+    stamps, index = {}, {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            state = None if "://" in path else os.stat(path)
+            stamps[path] = state and [state.st_size, state.st_mtime_ns]
+        if path in known and known[path][0] == stamps.get(path, "gone"):
+            index[path] = known[path][1]
+    new = [path for path in paths if path not in index]
+    with ThreadPoolExecutor(32) as pool:  # FFmpeg works outside the interpreter's lock, and much of it is waiting
+        probes = pool.map(partial(probe, language=language), new)
+        index.update(zip(new, tqdm(probes, f"index {source}", len(new), disable=quiet or not new, unit="file")))
+    if new:
+        with contextlib.suppress(OSError):  # where no cache can be written, the next start takes longer: no more
+            folder.mkdir(parents=True, exist_ok=True)
+            good = {path: [stamps[path], index[path]] for path in paths if path in stamps and index[path][2] is None}
+            write_whole(cache, json.dumps(good).encode())
+    return index
+
+
+def write_whole(path, content):
+    """A file that is there whole or not at all, also when two write it at a time."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -380,41 +581,51 @@ TREES = {
 }
 
 
-def read_lines(root, name, layout):
-    """The lines of a list file that belongs to a published data set, or BadInput with the tree that is expected."""
-    try:
-        return [line.strip() for line in (Path(root) / name).read_text().splitlines() if line.strip()]
-    except OSError:
-        raise BadInput(f"{Path(root) / name}: not found. {root} should hold:{TREES[layout]}") from None
+def published(read):
+    """What a reader of published lists may meet ends in BadInput with the tree that is expected."""
+
+    @wraps(read)
+    def checked(root, split, train):
+        try:
+            return read(Path(root), split, train)
+        except FileNotFoundError as error:
+            raise BadInput(f"{error.filename}: not found. {root} should hold:{TREES[read.__name__]}") from error
+        except (IndexError, KeyError, ValueError) as error:
+            tree = TREES[read.__name__]
+            raise BadInput(f"{root}: its lists are not as published ({error!r}). It should hold:{tree}") from error
+
+    return checked
 
 
+def read_lines(path):
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+@published
 def ucf101(root, split, train):
     """[(path, label)], class names of UCF101, by the official list of split 1, 2 or 3."""
-    names = [line.split()[1] for line in read_lines(root, "ucfTrainTestlist/classInd.txt", "ucf101")]
-    lines = read_lines(root, f"ucfTrainTestlist/{'train' if train else 'test'}list{split:02d}.txt", "ucf101")
+    names = [line.split()[1] for line in read_lines(root / "ucfTrainTestlist/classInd.txt")]
+    lines = read_lines(root / f"ucfTrainTestlist/{'train' if train else 'test'}list{split:02d}.txt")
     files = [line.split()[0] for line in lines]
-    return [(Path(root) / "UCF-101" / file, names.index(file.split("/")[0])) for file in files], names
+    return [(root / "UCF-101" / file, names.index(file.split("/")[0])) for file in files], names
 
 
+@published
 def hmdb51(root, split, train):
     """[(path, label)], class names of HMDB51: 70 clips a class to train on and 30 to test, by split 1, 2 or 3."""
-    folder, ending = Path(root) / "testTrainMulti_7030_splits", f"_test_split{split}.txt"
-    names = sorted(path.name.removesuffix(ending) for path in folder.glob("*" + ending))
-    items = []
-    for label, name in enumerate(names or ["brush_hair"]):
-        for line in read_lines(root, f"testTrainMulti_7030_splits/{name}{ending}", "hmdb51"):
-            file, part = line.split()
-            if part == ("1" if train else "2"):
-                items.append((Path(root) / "hmdb51_org" / name / file, label))
-    return items, names
+    folder, ending = root / "testTrainMulti_7030_splits", f"_test_split{split}.txt"
+    names = sorted(path.name.removesuffix(ending) for path in folder.glob("*" + ending)) or ["brush_hair"]
+    rows = [(name, label, *line.split()) for label, name in enumerate(names) for line in read_lines(folder / (name + ending))]
+    return [(root / "hmdb51_org" / name / file, label) for name, label, file, part in rows if part == "21"[train]], names
 
 
+@published
 def esc50(root, split, train):
     """[(path, label)], class names of ESC-50: fold `split` of five is for testing, the others for training."""
-    rows = list(csv.DictReader(read_lines(root, "meta/esc50.csv", "esc50")))
+    rows = list(csv.DictReader(read_lines(root / "meta/esc50.csv")))
     names = dict(sorted((int(row["target"]), row["category"]) for row in rows))
     rows = [row for row in rows if (int(row["fold"]) != split) == train]
-    return [(Path(root) / "audio" / row["filename"], int(row["target"])) for row in rows], list(names.values())
+    return [(root / "audio" / row["filename"], int(row["target"])) for row in rows], list(names.values())
 
 
 @contextlib.contextmanager
@@ -474,28 +685,25 @@ class LabeledVideos(Labeled):
         path, label = self.items[i]
         with open_labeled(path, "video") as reader:
             clips = self.read(reader, key)
-        size = self.fmt.crop
-        height, width, _ = clips[0][0].shape
+            if not clips:
+                raise BadInput(f"{path}: no frame in it can be decoded")
+        size, (height, width, _) = self.fmt.crop, clips[0][0].shape
         if key is not None:
-            top, left = rng_of(*key, 2).integers((height - size + 1, width - size + 1))
-            return crop_frames(clips[0], top, left, size), label
-        corners = [((height - size) * i // 2, (width - size) * i // 2) for i in range(3)]
-        corners = [((height - size) // 2, left) if width >= height else (top, (width - size) // 2) for top, left in corners]
-        return torch.stack([crop_frames(clip, *corner, size) for clip in clips for corner in corners]), label
+            place = rng_of(*key, 2).random(2)
+            return clip([crop(image, place, size) for image in clips[0]]), label
+        places = [(0.5, x) if width >= height else (x, 0.5) for x in (0, 0.5, 1)]
+        return torch.stack([clip([crop(image, place, size) for image in images]) for images in clips for place in places]), label
 
     def read(self, reader, key):
-        """-> clips, each a list of T images (H, W, 3), in one pass over the file; shared frames are resized once."""
-        start, end = reader.span(reader.video)
+        """-> clips, each a list of T images (H, W, 3), in one pass over the file; a frame that they share is resized once."""
+        start, end = reader.span(reader.video, exact=False)
         times = self.starts(start, end, key)[:, None] + np.arange(self.fmt.frames) / self.fmt.fps      # (clips, T)
         times = start + (times - start) % max(end - start, 1 / self.fmt.fps)
         wanted, where = np.unique(times, return_inverse=True)
-        frames, _ = reader.read(wanted)
-        if not frames:
-            raise BadInput(f"{reader.path}: no frame in it can be decoded")
         low, high = self.scale
         short_side = self.fmt.short_side if key is None else int(rng_of(*key, 1).integers(low, high + 1))
-        images = {id(frame): reader.resize(frame, short_side) for frame in {id(f): f for f in frames}.values()}
-        return [[images[id(frames[j])] for j in clip] for clip in where.reshape(times.shape)]
+        images, _ = reader.read(wanted, keep=lambda frame: reader.resize(frame, short_side))
+        return [[images[j] for j in clip] for clip in where.reshape(times.shape)] if images else []
 
 
 class ESC50(Labeled):
@@ -505,7 +713,7 @@ class ESC50(Labeled):
         i, key = item
         path, label = self.items[i]
         with open_labeled(path, "audio") as reader:
-            rate, (start, end) = self.fmt.rate, reader.span(reader.audio)
+            rate, (start, end) = self.fmt.rate, reader.span(reader.audio, exact=False)
             _, whole = reader.read((), start, max(round((end - start) * rate), self.fmt.samples), rate)
         clips = [whole[(begin := round(t * rate)) : begin + self.fmt.samples] for t in self.starts(0, end - start, key)]
         return torch.from_numpy(clips[0] if key is not None else np.stack(clips)), label
@@ -607,6 +815,319 @@ def front_end_state(fmt, video, audio):
         "log_mel_std": audio.std,
     }
     return {**dataclasses.asdict(fmt), **normalisation}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Preparing a collection, and looking at one
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write_media(path, pieces, fmt, picture, sound):
+    """[(images uint8 (F, H, W, 3), sound (S,) in [-1, 1])], one behind the other -> a file, the same bytes each time.
+
+    picture, sound: (codec, its options).
+
+    A group of pictures is as long as a snippet and begins LEAD earlier, so that one seek to it brings the sound's head as
+    well, which lies in the file just before; no B-frames.
+    """
+    (codec, options), exact = picture, dict(fflags="+bitexact")  # no versions, no dates
+    options = {"g": str(fmt.frames), "bf": "0", "sc_threshold": "1000000000", "threads": "1", "flags": "+bitexact"} | options
+    shown, heard, lead = 0, 0, math.ceil(LEAD * fmt.fps)
+    with av.open(str(path), "w", format="mp4" if sound[0] == "flac" else "matroska", options=exact) as out:
+        video = out.add_stream(codec, rate=Fraction(fmt.fps).limit_denominator(1001), options=options)
+        audio = out.add_stream(sound[0], rate=fmt.rate, options={"flags": "+bitexact"} | sound[1], layout="mono")
+        video.pix_fmt, out.metadata["COMMENT"] = "yuv420p", MARK
+        snippets = ((images[m * fmt.frames : (m + 1) * fmt.frames], heard[m * fmt.samples : (m + 1) * fmt.samples])
+                    for images, heard in pieces for m in range(len(images) // fmt.frames))  # fmt: skip
+        for images, waveform in snippets:                      # so that sight and sound lie side by side in the file
+            if not shown:
+                video.height, video.width = images[0].shape[:2]
+            for image in images:
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                picture.pts, picture.time_base = shown, 1 / video.codec_context.framerate
+                if (shown + lead) % fmt.frames == 0:
+                    picture.pict_type = PictureType.I
+                out.mux(video.encode(picture))
+                shown += 1
+            block = av.AudioFrame.from_ndarray((32767 * waveform).round().astype(np.int16)[None], format="s16", layout="mono")
+            block.sample_rate, block.pts, block.time_base = fmt.rate, heard, Fraction(1, fmt.rate)
+            out.mux(audio.encode(block))
+            heard += len(waveform)
+        out.mux(video.encode())
+        out.mux(audio.encode())
+
+
+# Chosen by measurement, on 64 s of filmed footage and animation and 3 min of speech, music and noises, 338 x 190 pixels.
+#   Sound of a snippet in KB, ms to decode, rms error of the log-mel in its standard deviations: AC-3 38, 3.1, 0.17; AAC 39,
+#   3.8, 0.20; MP3 38, 3.6, 0.25; Opus 38, 7.8, 0.17; MP2 51, 9.6, 0.46; FLAC 139, 2.9, 0.05, too large beside the video.
+#   Its video in KB, ms, PSNR: MPEG-4 q 3 81, 2.0, 41.6; q 4 59, 1.8, 40.0; H.264 (veryfast, fastdecode) crf 23 69, 3.3, 42.4;
+#   crf 26 47, 2.8, 40.2; MPEG-2 q 3 100, 2.0, 42.4. H.264 without fastdecode takes twice as long.
+PREPARED = dict(picture=("mpeg4", dict(qmin="3", qmax="3")), sound=("ac3", dict(b="96k")))
+CHUNK = 16   # snippets that are transcoded at a time
+
+
+def prepare_file(path, destination, span, fmt, language):
+    """Transcode one file, whole or not at all. -> (snippets, of them left out as damaged, bytes). Raises BadInput."""
+    parent, lost = os.getppid(), []
+    count = int((span[1] - span[0] + RESYNC) / fmt.seconds)
+
+    def pieces():
+        with contextlib.closing(Reader(path, language)) as reader:
+            resize = lambda frame: reader.resize(frame, fmt.short_side, multiple=2)  # H.264 halves its colours' resolution
+            for first in range(0, count, CHUNK):
+                if os.getppid() != parent:
+                    sys.exit(1)                                # our parent was killed: what it began, its next run begins again
+                try:
+                    yield read_snippets(reader, span[0] + first * fmt.seconds, min(CHUNK, count - first), fmt, resize)
+                except (av.error.FFmpegError, BadInput):
+                    for m in range(first, min(first + CHUNK, count)):
+                        try:
+                            yield read_snippets(reader, span[0] + m * fmt.seconds, 1, fmt, resize)
+                        except (av.error.FFmpegError, BadInput):
+                            lost.append(m)
+        if len(lost) == count:
+            raise BadInput(f"{path}: no snippet in it can be read")
+
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    for name in os.listdir(destination.parent):
+        if name.startswith(f".{destination.name}."):           # of a run that was killed
+            os.unlink(destination.parent / name)
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
+    try:
+        write_media(temporary, pieces(), fmt, **PREPARED)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(destination)
+    except (av.error.FFmpegError, OSError) as error:
+        raise BadInput(f"{path}: {error.strerror}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count - len(lost), len(lost), destination.stat().st_size
+
+
+def destinations(titles, source, target):
+    """{path: where its prepared file goes}: same titles, same order. A suffix stays where two names differ in nothing else."""
+    relative = {}
+    for _, paths in titles:
+        names = [os.path.relpath(path, source) for path in paths] if os.path.isdir(source) else list(map(os.path.basename, paths))
+        if not os.path.isdir(source) and len(paths) > 1:       # a line of a list that is a show
+            names = [os.path.join(os.path.splitext(names[0])[0], f"{i:03d} {name}") for i, name in enumerate(names)]
+        relative.update(zip(paths, names))
+    stems = collections.Counter(os.path.splitext(name)[0] for name in relative.values())
+    whole = collections.Counter(relative.values())
+    for path, name in relative.items():
+        if whole[name] > 1:
+            raise BadInput(f"{path}: another file of {source} is called {name} too; prepare them into different folders")
+        stem = os.path.splitext(name)[0]
+        relative[path] = Path(target) / ((stem if stems[stem] == 1 else name) + ".mkv")
+    return relative
+
+
+def alone(work, *args):
+    """work(*args) in a process of its own: a decoder that crashes takes one file with it, and nothing else."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.Process(target=send_result, args=(sender, work, *args), daemon=True)
+    process.start()
+    process.join()
+    if not receiver.poll():
+        raise BadInput(f"{args[0]}: the process that read it died (exit code {process.exitcode})")
+    result = receiver.recv()
+    if isinstance(result, BadInput):
+        raise result
+    return result
+
+
+def send_result(sender, work, *args):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)               # Ctrl-C: the parent has the word
+    try:
+        sender.send(work(*args))
+    except BadInput as error:
+        sender.send(error)
+
+
+def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1)):
+    """Transcode a collection (a folder, a list) to the folder `target`, a title of the same name for each, for fast reading.
+
+    What a former call finished is not done again; a file that has changed since is. shard = (i, n): every n-th file, from
+    the i-th on. Raises BadInput for a target that was prepared with other settings, or lies in the source.
+    """
+    target = Path(target)
+    titles = list_titles(os.fspath(source))
+    if os.path.isdir(source) and target.resolve().is_relative_to(Path(source).resolve()):
+        raise BadInput(f"{target}: lies in {source}, where it would be a title; name a folder elsewhere")
+    settings = {name: getattr(fmt, name) for name in ("frames", "fps", "short_side", "rate")} | {"language": language}
+    note = target / ".prepared.json"
+    if note.exists() and json.loads(note.read_text()) != settings:
+        raise BadInput(f"{target}: was prepared with {note.read_text()} and not {json.dumps(settings)}; name another folder")
+    where = destinations(titles, source, target)
+    index = index_files(list(where), source, language, quiet=False)
+    target.mkdir(parents=True, exist_ok=True)
+    write_whole(note, json.dumps(settings).encode())
+
+    jobs, skipped, before = [], [], 0
+    for path in list(where)[shard[0] - 1 :: shard[1]]:
+        start, end, why = index[path][:3]
+        if why or end - start + RESYNC < fmt.seconds:
+            skipped.append((path, why or f"shorter than a snippet of {fmt.seconds:g} s"))
+        elif where[path].exists() and ("://" in path or os.path.getmtime(path) <= where[path].stat().st_mtime):
+            before += 1
+        else:
+            jobs.append((path, where[path], (start, end), fmt, language))
+    jobs.sort(key=lambda job: job[2][0] - job[2][1])           # the longest first: no core waits for it at the end
+    began = time.perf_counter()
+    hours, kept, lost, size = transcode(jobs, workers or os.cpu_count(), f"prepare {target}", skipped)
+    elapsed = time.perf_counter() - began
+    for path, why in skipped:
+        print(f"skipped {shown(path)}: {why}")
+    print(f"{len(jobs)} files, and {before} done before; {len(skipped)} skipped; {lost} damaged snippets left out")
+    if kept:
+        print(f"{hours:.2f} h of film in {elapsed:.0f} s: {3600 * hours / elapsed:.0f} x real time; "
+              f"{kept} snippets, {size / 1e6:.0f} MB, {size / kept / 1e3:.0f} KB a snippet")  # fmt: skip
+
+
+def transcode(jobs, workers, title, skipped):
+    """-> hours of film, snippets kept, snippets lost, bytes; adds to `skipped` what cannot be done, and why."""
+    hours = kept = lost = size = 0
+    bar = tqdm(total=sum(end - start for _, _, (start, end), *_ in jobs) / 3600, desc=title,
+               bar_format="{desc}: {percentage:.0f}%|{bar}| {n:.2f}/{total:.2f} h [{elapsed}<{remaining}{postfix}]")  # fmt: skip
+    with ThreadPoolExecutor(workers) as pool, bar:
+        running = {pool.submit(alone, prepare_file, *job): job for job in jobs}
+        try:
+            for done in as_completed(running):
+                path, _, (start, end), *_ = running[done]
+                try:
+                    good, damaged, written = done.result()
+                    hours, kept, lost, size = hours + (end - start) / 3600, kept + good, lost + damaged, size + written
+                    if damaged:
+                        tqdm.write(f"{shown(path)}: {damaged} damaged snippets left out, {good} kept")
+                except BadInput as error:
+                    skipped.append((path, str(error).removeprefix(f"{path}: ")))
+                bar.update((end - start) / 3600)
+                bar.set_postfix_str(f"{3600 * hours / bar.format_dict['elapsed']:.0f} x real time")
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return hours, kept, lost, size
+
+
+def shown(text):
+    """A path as it can be printed: a file's name need not be text."""
+    return os.fspath(text).encode(errors="backslashreplace").decode()
+
+
+def check(source, fmt, language=None, batch_size=512):
+    """Print a table of titles, and totals."""
+    files = [path for _, paths in list_titles(source) for path in paths]
+    index = index_files(files, source, language, quiet=False)
+    titles = Titles(source, fmt, language)
+    print(f"{'hours':>7} {'M_n':>6} {'files':>5}  {'video':<28} {'audio':<28} title")
+    for name, part, M in zip(titles.names, titles.parts, titles.counts):
+        kinds = [", ".join(dict.fromkeys(index[path][i] for path, _, _ in part)) for i in (3, 4)]
+        length = sum(index[path][1] - index[path][0] for path, _, _ in part) / 3600
+        print(f"{length:7.2f} {M:6} {len(part):5}  {kinds[0]:<28} {kinds[1]:<28} {shown(name)}")
+    for path, why in titles.skipped:
+        print(f"skipped {shown(path)}: {why}")
+    total = sum(titles.counts)
+    print(f"{len(titles)} titles, {total * fmt.seconds / 3600:.1f} h, {total} snippets of {fmt.seconds:g} s, "
+          f"{total // batch_size} steps an epoch of batches of {batch_size}; {len(titles.skipped)} files skipped")  # fmt: skip
+
+
+def show(path, at, fmt, out, language=None):
+    """A picture of the snippet at a time, as the networks get it: T frames above the log-mel, on one time axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with contextlib.closing(Reader(path, language)) as reader:
+        for kind in ("video", "audio"):
+            if getattr(reader, kind) is None:
+                raise BadInput(f"{path}: no {kind} in it")
+        start, end = reader.span(reader.video, reader.audio)
+        if not start <= start + at <= end - fmt.seconds + RESYNC:
+            raise BadInput(f"--at {at:g} s: must be from 0 to {max(end - start - fmt.seconds, 0):.1f} s, for a whole snippet")
+        middle = lambda frame: crop(reader.resize(frame, fmt.short_side), CENTRE, fmt.crop)
+        crops, waveform = read_snippets(reader, start + at, 1, fmt, middle)
+    mel = AudioFrontEnd(fmt).log_mel(torch.from_numpy(waveform)[None])[0]                                 # (P, Q)
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(fmt.frames, 4), sharex=True, layout="constrained",
+                                             height_ratios=(1, 2))  # fmt: skip
+    extent = (at, at + fmt.seconds, 0, 1)
+    above.imshow(np.concatenate(crops, axis=2).transpose(1, 2, 0), extent=extent, aspect="auto")
+    above.set(yticks=[], title=f"{shown(os.path.basename(path))}: {fmt.frames} frames of {fmt.crop} x {fmt.crop} pixels")
+    below.imshow(mel.numpy(), extent=(at, at + fmt.seconds, 0, fmt.mels), origin="lower", aspect="auto", cmap="magma")
+    below.set(xlabel="s", ylabel="mel filter")
+    figure.savefig(out, dpi=80)
+    pyplot.close(figure)
+
+
+@contextlib.contextmanager
+def stopwatch(clock, *methods):
+    """Meanwhile, clock[name] adds up the seconds spent in these (owner, name)."""
+
+    def timed(name, method):
+        @wraps(method)
+        def run(*args, **options):
+            tick = time.perf_counter()
+            try:
+                return method(*args, **options)
+            finally:
+                clock[name] += time.perf_counter() - tick
+
+        return run
+
+    originals = [(owner, name, getattr(owner, name)) for owner, name in methods]
+    for owner, name, method in originals:
+        setattr(owner, name, timed(f"{owner.__name__}.{name}", method))
+    try:
+        yield
+    finally:
+        for original in originals:
+            setattr(*original)
+
+
+def bench(source, fmt, snippets=400, workers=2, language=None):
+    """Print what a snippet costs to read: alone, opened cold, part by part; through a DataLoader; memory; the GPUs it feeds."""
+    torch.set_num_threads(1)
+    titles = Titles(source, fmt, language, quiet=False)
+    rng, clock, whole = np.random.default_rng(0), collections.Counter(), []
+
+    def draw(k):
+        """Random titles, k snippets of each."""
+        drawn = rng.integers(len(titles), size=max(snippets, 32) // k).tolist()
+        return [(n, int(rng.integers(titles.counts[n])), (0, 0, i, j)) for i, n in enumerate(drawn) for j in range(k)]
+
+    items = draw(1)
+    titles[items[0]]                                           # whatever is set up once
+    with stopwatch(clock, (Reader, "__init__"), (Reader, "seek"), (Reader, "resize"), (Pictures, "take"), (Sound, "take"),
+                   (Sound, "to_mono")):  # fmt: skip
+        for item in items:
+            titles.close()
+            tick = time.perf_counter()
+            titles[item]
+            whole.append(1000 * (time.perf_counter() - tick))
+    spent = {name: 1000 * total / snippets for name, total in clock.items()}
+    part = {"open": spent["Reader.__init__"], "seek": spent["Reader.seek"], "resize": spent["Reader.resize"],
+            "decode video": spent["Pictures.take"] - spent["Reader.resize"], "resample": spent["Sound.to_mono"],
+            "decode sound": spent["Sound.take"] - spent["Sound.to_mono"]}  # fmt: skip
+    part["the rest"] = np.mean(whole) - sum(part.values())
+    print(f"a snippet, its file opened for it, on one core: median {np.median(whole):.1f} ms, the fastest {np.min(whole):.1f}; "
+          f"mean {np.mean(whole):.1f} = " + " + ".join(f"{name} {ms:.1f}" for name, ms in part.items()))  # fmt: skip
+    for k in (1, 16):
+        loader = iter(DataLoader(titles, 16, sampler=draw(k), num_workers=workers))
+        next(loader)                                           # the processes have started
+        tick = time.perf_counter()
+        rate = sum(len(n) for _, _, n, _ in loader) / (time.perf_counter() - tick)
+        print(f"{workers} workers, {k} of a title at a time: {rate:.0f} snippets/s, as many as {rate / 59:.1f} GPUs take at the "
+              "paper's 59 each")  # fmt: skip
+    print(f"memory {resident():.0f} MB", end="", flush=True)
+    for item in items:
+        titles[item]
+    print(f", {resident():.0f} MB after {snippets} snippets more")
+
+
+def resident():
+    """MB of memory that this process has had at the most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -771,30 +1292,6 @@ def render_film(rng, plan, artefacts):
     return (255 * np.clip(frames, 0, 1)).astype(np.uint8), np.clip(sound, -1, 1)
 
 
-def write_media(path, frames, sound):
-    """frames (F, H, W, 3) uint8 and sound (S,) float in [-1, 1] -> one H.264 + FLAC file, the same bytes each time."""
-    # FLAC, not AAC: 0.1 s of CPU a film to encode against 0.5-1.2 s, 1 ms less a snippet to read, no encoder's delay;
-    # the price is size, 5.1 against 1.6 MB a film. One keyframe a snippet, no B-frames: a seek decodes nothing in vain.
-    x264 = dict(preset="ultrafast", crf="20", g=str(TOY_FRAMES), bf="0", sc_threshold="0", threads="1")
-    exact = dict(flags="+bitexact")                            # no versions, no dates
-    pcm = (32767 * sound).astype(np.int16)[None]                                                    # (1, S)
-    with av.open(str(path), "w", format="mp4", options=dict(fflags="+bitexact")) as out:
-        video = out.add_stream("libx264", rate=TOY_FPS, options=x264 | exact)
-        video.width, video.height, video.pix_fmt = TOY_SIZE, TOY_SIZE, "yuv420p"
-        audio = out.add_stream("flac", rate=TOY_RATE, options=exact, layout="mono", format="s16")
-        for m in range(len(frames) // TOY_FRAMES):
-            for i in range(m * TOY_FRAMES, (m + 1) * TOY_FRAMES):
-                picture = av.VideoFrame.from_ndarray(frames[i], format="rgb24")
-                picture.pts, picture.time_base = i, Fraction(1, TOY_FPS)
-                out.mux(video.encode(picture))
-            piece = np.ascontiguousarray(pcm[:, m * TOY_SAMPLES:(m + 1) * TOY_SAMPLES])
-            piece = av.AudioFrame.from_ndarray(piece, format="s16", layout="mono")
-            piece.sample_rate, piece.pts, piece.time_base = TOY_RATE, m * TOY_SAMPLES, Fraction(1, TOY_RATE)
-            out.mux(audio.encode(piece))
-        out.mux(video.encode())
-        out.mux(audio.encode())
-
-
 def make_file(job, root, seed, artefacts, snippets):
     """One file of the world, from a random state of its own, so that the order of the work changes nothing."""
     kind, index, action, path = job
@@ -802,7 +1299,11 @@ def make_file(job, root, seed, artefacts, snippets):
     plan = plan_film(rng, snippets) if kind == "film" else np.array([(0, 0, action)] * 2)  # a clip: one shot, 3.2 s
     frames, sound = render_film(rng, plan, artefacts)
     if kind != "sound":
-        write_media(root / path, frames, sound)
+        # FLAC, not AAC: 0.1 s of CPU a film to encode against 0.5-1.2 s, 1 ms less a snippet to read, no encoder's delay;
+        # the price is size, 5.1 against 1.6 MB a film.
+        fmt = Format(frames=TOY_FRAMES, fps=TOY_FPS, rate=TOY_RATE)
+        x264 = {"preset": "ultrafast", "crf": "20", "forced-idr": "1", "sc_threshold": "0"}
+        write_media(root / path, [(frames, sound)], fmt, ("libx264", x264), ("flac", {}))
     else:
         with wave.open(str(root / path), "wb") as out:
             out.setparams((1, 2, TOY_RATE, 0, "NONE", None))
@@ -880,22 +1381,83 @@ def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def main(argv=None):
+def clock_time(text):
+    """"00:31:00", "31:00" or "1860" -> seconds."""
+    total = 0.0
+    for part in text.split(":"):
+        total = 60 * total + float(part)
+    return total
+
+
+def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    toy = commands.add_parser("toy", help="render the toy world")
-    toy.add_argument("dir", help="a folder that does not exist yet, or is empty")
-    toy.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes")
-    toy.add_argument("--artefacts", type=float, default=0.5, help="strength of what betrays a title, 0 to 1 (default 0.5)")
-    toy.add_argument("--titles", type=int, default=64, help="films")
-    toy.add_argument("--snippets", type=int, default=128, help="of 1.6 s, in a film")
-    args = parser.parse_args(argv)
-    make_toy(args.dir, args.seed, args.artefacts, args.titles, args.snippets)
+    usual = Format()
+
+    def command(name, help, *positional):
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.error = refuse
+        for name, text in positional:
+            sub.add_argument(name, help=text)
+        return sub.add_argument
+
+    def snippet(add, *names):
+        for name in names:
+            default = getattr(usual, name)
+            add(f"--{name.replace('_', '-')}", type=type(default), default=default, help="as in pretrain.py")
+        add("--language", help="prefer the audio track of this language, as the files tag it: eng, deu, ...")
+
+    collection = "a folder of films (files) and shows (folders), or LIST.txt: a path or URL a line, a show's separated by tabs"
+    add = command("toy", "render the toy world", ("dir", "a folder that does not exist yet, or is empty"))
+    add("--seed", type=int, default=0, help="the same seed gives the same bytes")
+    add("--artefacts", type=float, default=0.5, help="strength of what betrays a title, 0 to 1 (default 0.5)")
+    add("--titles", type=int, default=64, help="films")
+    add("--snippets", type=int, default=128, help="of 1.6 s, in a film")
+    add = command("prepare", "transcode a collection to what is read fastest", ("source", collection), ("target", "a folder"))
+    snippet(add, "frames", "fps", "short_side", "rate")
+    add("--workers", type=int, default=os.cpu_count(), help="files at a time (default: a core each)")
+    add("--shard", default="1/1", help="i/n: the i-th of n machines that share the work")
+    add = command("check", "list titles with length, snippets, codecs, problems; and totals", ("source", collection))
+    snippet(add, "frames", "fps")
+    add("--batch-size", type=int, default=512, help="for the number of steps an epoch")
+    add = command("show", "draw a snippet as the networks get it", ("file", "a media file, or its URL"))
+    add("--at", type=clock_time, default=0.0, help="where it starts: 00:31:00, or seconds")
+    add("--out", default="snippet.png", help="the picture")
+    snippet(add, *Format.__dataclass_fields__)
+    add = command("bench", "time the reading of snippets", ("source", collection))
+    add("--snippets", type=int, default=400, help="to read for each figure")
+    add("--workers", type=int, default=2, help="reading processes")
+    snippet(add, *Format.__dataclass_fields__)
+    return parser.parse_args(argv)
+
+
+def main(args):
+    fmt = Format(**{name: getattr(args, name) for name in Format.__dataclass_fields__ if hasattr(args, name)})
+    for name, value in vars(args).items():
+        from_0 = name in ("seed", "artefacts", "at")
+        if isinstance(value, (int, float)) and (value < 0 or value == 0 and not from_0):
+            raise BadInput(f"--{name.replace('_', '-')} {value}: must be {'0 or more' if from_0 else 'above 0'}")
+    if args.command == "toy":
+        make_toy(args.dir, args.seed, args.artefacts, args.titles, args.snippets)
+    elif args.command == "prepare":
+        i, n = (int(part) if part.isdigit() else 0 for part in f"{args.shard}/0".split("/")[:2])
+        if not 1 <= i <= n:
+            raise BadInput(f"--shard {args.shard}: must be i/n, the i-th of n, such as 1/4")
+        prepare(args.source, args.target, fmt, args.language, args.workers, (i, n))
+    elif args.command == "check":
+        check(args.source, fmt, args.language, args.batch_size)
+    elif args.command == "show":
+        show(args.file, args.at, fmt, args.out, args.language)
+        print(args.out)
+    else:
+        bench(args.source, fmt, args.snippets, args.workers, args.language)
 
 
 if __name__ == "__main__":
     try:
-        main()
+        main(parse_args())
     except BadInput as error:
         print(f"data.py: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("data.py: interrupted; the same command goes on from there")

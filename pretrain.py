@@ -9,12 +9,12 @@ The same command again goes on where the last one stopped. A run is a folder: ch
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,7 @@ TOY = dict(
     data="datasets/toy/films", frames=8, short_side=34, crop=28, rate=16000, n_fft=1024, hop=256, mels=64,
     width=16, batch_size=64, epochs=2, held_out_snippets=64, workers=2,
 )  # fmt: skip
-MAY_CHANGE = {"out", "workers", "save_every"}  # between the two halves of an interrupted run
+MAY_CHANGE = {"out", "workers", "save_every", "max_bad"}  # between the two halves of an interrupted run
 NETWORKS = ("video", "audio", "video_head", "audio_head")  # each an entry of the checkpoint
 
 
@@ -46,7 +46,7 @@ def parse_args(argv=None):
     parser.error = refuse
     add = parser.add_argument
     add("--toy", action="store_true", help="small settings, on the toy world, which is made if it is not there")
-    add("--data", default="datasets/movies", help="folder of titles: a file is a film, a folder is a show")
+    add("--data", default="datasets/movies", help="a folder (file: film, folder: show), or LIST.txt (a path or URL a line)")
     add("--out", help="folder of the run; default runs/ and a name from --data, --k, --w, --tau, --jitter, --seed")
     add("--k", type=int, default=16, help="snippets a title gives to a minibatch; 1 is the baseline (Section 3, Table 1)")
     add("--w", type=int, help="window, in snippets, that they come from; default the whole title (Section 3, Table 1)")
@@ -66,9 +66,11 @@ def parse_args(argv=None):
     add("--n-fft", type=int, default=2048, help="samples of an FFT window (4.1)")
     add("--hop", type=int, default=512, help="samples between audio frames (4.1)")
     add("--mels", type=int, default=96, help="P, mel filters (4.1)")
+    add("--language", help="prefer the audio track of this language, as files tag it: eng, deu, ... (our choice: none)")
     add("--held-out", type=float, default=0.1, help="share of the titles for the discrepancy measures alone (4.2)")
     add("--held-out-snippets", type=int, default=32, help="of each held-out title, evenly spaced (our choice)")
     add("--seed", type=int, default=0, help="of weights, sampling, crops and drop-out")
+    add("--max-bad", type=float, default=0.01, help="stop when more than this share of the snippets cannot be read (our choice)")
     add("--workers", type=int, default=8, help="reading processes for each training process")
     add("--save-every", type=int, default=500, help="steps between checkpoints: what a kill loses at the most")
     if parser.parse_known_args(argv)[0].toy:
@@ -77,7 +79,7 @@ def parse_args(argv=None):
     if args.out is None:
         marks = {"w": None, "tau": None, "jitter": 0.0, "seed": 0}
         marks = [f"-{name}{getattr(args, name)}" for name, usual in marks.items() if getattr(args, name) != usual]
-        args.out = f"runs/{'toy' if args.toy else Path(args.data).name}-k{args.k}{''.join(marks)}"
+        args.out = f"runs/{'toy' if args.toy else Path(args.data).name.removesuffix('.txt')}-k{args.k}{''.join(marks)}"
     return args
 
 
@@ -94,7 +96,7 @@ def check_args(args, world_size):
         ("crop", 0 < args.crop <= args.short_side, f"above 0, and --short-side ({args.short_side}) or less"),
         ("held_out", 0 <= args.held_out < 1, "from 0 to below 1"),
         *((name, getattr(args, name) > 0, "above 0") for name in above_0),
-        *((name, getattr(args, name) >= 0, "0 or more") for name in ("warmup", "jitter", "seed", "workers")),
+        *((name, getattr(args, name) >= 0, "0 or more") for name in ("warmup", "jitter", "seed", "workers", "max_bad")),
     ):
         if not right:
             raise BadInput(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be {should}")
@@ -133,12 +135,8 @@ def write_atomically(path, write):
 
 def read_log(path, last_step):
     """The rows of log.jsonl up to a step: what a killed run wrote past its checkpoint will be written again."""
-    rows = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # the line that a kill cut off
-                rows.append(json.loads(line))
-    return [row for row in rows if row["step"] <= last_step]
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []  # without what a kill cut off
+    return [row for row in map(json.loads, lines) if row["step"] <= last_step]
 
 
 def draw_curves(path, log):
@@ -153,8 +151,7 @@ def draw_curves(path, log):
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     left.plot([row["step"] for row in steps], [row["loss"] for row in steps], lw=0.8)
     left.set(title="training loss (Equation 1)", xlabel="step")
-    names = {"kl_same_other": "KL(S⁻‖S≠)", "kl_same_match": "KL(S⁻‖S⁺)", "kl_other_match": "KL(S≠‖S⁺)"}
-    for name, label in names.items():
+    for name, label in (("kl_same_other", "KL(S⁻‖S≠)"), ("kl_same_match", "KL(S⁻‖S⁺)"), ("kl_other_match", "KL(S≠‖S⁺)")):
         middle.plot([row["step"] for row in measures], [row[name] for row in measures], ".-", label=label)
     middle.set(title="divergences on held-out titles (Equation 2)", xlabel="step", ylabel="nats")
     if measures:
@@ -206,23 +203,20 @@ def measure_held_out(model, held_out, video_front, audio_front, args, rank, worl
         dist.broadcast(buffer, 0)
     model.eval()
     parts = []
-    for video, audio, n in DataLoader(held_out, args.batch_size // world_size, sampler=items[rank::world_size],
+    for video, audio, n, failures in DataLoader(held_out, args.batch_size // world_size, sampler=items[rank::world_size],
                                       num_workers=args.workers):  # fmt: skip
-        with autocast(device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             z_v, z_a = model(video_front(video.to(device)), audio_front(audio.to(device)))
-        parts.append((z_v.cpu(), z_a.cpu(), n))
+        parts.append((z_v.cpu(), z_a.cpu(), n, list(filter(None, failures))))
     model.train()
     if world_size > 1:
         everyone = [None] * world_size if rank == 0 else None
         dist.gather_object(parts, everyone)
         parts = sum(everyone, []) if rank == 0 else []
     if rank == 0:
-        return discrepancy(*(torch.cat(x).to(device) for x in zip(*parts)), tau=args.tau)
-
-
-def autocast(device):
-    # bf16 on a GPU; on a CPU fp32: torch's bf16 convolutions there gave non-finite gradients now and then.
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
+        *embeddings, failures = zip(*parts)
+        measures = discrepancy(*(torch.cat(x).to(device) for x in embeddings), tau=args.tau)
+        return {**measures, "replaced": sum(failures, [])}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -242,21 +236,24 @@ def main(args):
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     if world_size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # The others wait while the first renders the toy world or indexes a collection.
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
 
     def say(*words):
         if rank == 0:
-            tqdm.write(" ".join(map(str, words)))
+            tqdm.write(" ".join(map(str, words)).encode(errors="backslashreplace").decode())  # a file's name need not be text
 
     # Data.
     if args.toy and args.data == TOY["data"] and not os.path.exists(args.data):
         if rank == 0:
             say(f"no toy world at {Path(args.data).parent}: rendering it")
             make_toy(Path(args.data).parent)
-    if args.toy and world_size > 1:
-        dist.barrier()
     fmt = Format(**{name: getattr(args, name) for name in Format.__dataclass_fields__})
-    titles = Titles(args.data, fmt)
+    if rank > 0:
+        dist.barrier()  # the first process looks at the files, the others at what it noted
+    titles = Titles(args.data, fmt, args.language, quiet=rank > 0)
+    if rank == 0 and world_size > 1:
+        dist.barrier()
     train, held_out = split_titles(titles, args)
     share = args.batch_size // world_size
     try:
@@ -272,7 +269,7 @@ def main(args):
     audio_front = AudioFrontEnd(fmt).to(device)
 
     # Resume, or measure the constants of the log-mel on one snippet from the middle of up to 64 titles.
-    epoch = step = 0
+    epoch = step = bad = 0
     if checkpoint:
         if checkpoint["progress"]["titles"] != train.names:
             raise BadInput(f"--data {args.data}: no longer the titles that {args.out} trained on; name another --out")
@@ -281,27 +278,25 @@ def main(args):
         optimizer.load_state_dict(checkpoint["optimizer"])
         front_end, position = checkpoint["front_end"], checkpoint["progress"]["sampler"]
         audio_front.mean, audio_front.std = front_end["log_mel_mean"], front_end["log_mel_std"]
-        epoch, step = position["epoch"], position["step"]
+        epoch, step, bad = position["epoch"], position["step"], checkpoint["progress"].get("bad", 0)
     else:
         some = np.linspace(0, len(train) - 1, 64).round().astype(int)
-        waveforms = [torch.from_numpy(train.read(n, train.counts[n] // 2)[1]) for n in np.unique(some)]
+        waveforms = [train[n, train.counts[n] // 2, None][1] for n in np.unique(some).tolist()]
         audio_front.measure(torch.stack(waveforms).to(device))
-    gpus = [local_rank] if device.type == "cuda" else None
-    parallel = DistributedDataParallel(model, gpus, broadcast_buffers=False) if world_size > 1 else model
+    parallel = DistributedDataParallel(model, broadcast_buffers=False) if world_size > 1 else model
 
     # The truth about this run.
     short = [name for name, M in zip(train.names, train.counts) if M < args.k]
     say(f"titles    {len(train)} to train on ({sum(train.counts)} snippets of {fmt.seconds:g} s), {len(held_out)} held out"
         + " (Equation 2 needs two: not measured)" * (len(held_out) < 2))  # fmt: skip
-    for path, why in titles.skipped:
-        say(f"          skipped {path}: {why}")
+    for i, (path, why) in enumerate(titles.skipped):
+        say(f"          skipped {i + 1} of {len(titles.skipped)}: {path}: {why}")
     if short:
         say(f"          {len(short)} shorter than k = {args.k} snippets, never drawn: {', '.join(short)}")
     say(f"batch     {args.batch_size} = {world_size} x {share}: k = {args.k} snippets from each of {share // args.k} titles, "
         f"window {args.w or 'the whole title'}; {2 * (args.batch_size if args.gather else share) - 2} negatives a sample")  # fmt: skip
     say(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
-    say(f"device    {world_size} x {device.type}, {'bf16' if device.type == 'cuda' else 'fp32'}")
-    say(f"run       {args.out}, " + (f"resumed at epoch {epoch + 1} step {step}" if checkpoint else "new"))
+    say(f"run       {args.out}, on {world_size} x {device.type}, " + (f"resumed at epoch {epoch + 1} step {step}" if checkpoint else "new"))
 
     # Log and checkpoint.
     out, steps_per_epoch = Path(args.out), len(sampler)
@@ -324,7 +319,7 @@ def main(args):
             state["args"] = settings
             state["optimizer"] = optimizer.state_dict()
             state["progress"] = {"epoch": epoch, "step": done, "sampler": {"epoch": epoch, "step": step},
-                                 "snippets": done * args.batch_size, "titles": train.names}  # fmt: skip
+                                 "snippets": done * args.batch_size, "bad": bad, "titles": train.names}  # fmt: skip
             write_atomically(out / "checkpoint.pt", lambda path: torch.save(state, path))
             write_atomically(out / "curves.png", lambda path: draw_curves(path, log))
 
@@ -349,13 +344,22 @@ def main(args):
                    disable=rank != 0, unit="step")  # fmt: skip
         for step in bar:
             tick = time.perf_counter()
-            video, audio, _ = next(batches)                                  # uint8 (B, 3, T, H, W), float (B, S)
+            try:
+                video, audio, _, replaced = next(batches)                    # uint8 (B, 3, T, H, W), float (B, S)
+            except BadInput:
+                save(epoch, step)
+                raise
             wait = time.perf_counter() - tick
+            replaced = "\n".join(filter(None, replaced)).splitlines()
+            if replaced:
+                with open(out / "bad.txt", "a", errors="backslashreplace") as file:
+                    file.writelines(f"epoch {epoch + 1} step {step}: {why}\n" for why in replaced)
 
             key = (args.seed, epoch, step, rank)
             video = video_front(video.to(device, non_blocking=True), key)    # (B, 3, T, H, W)
             audio = audio_front(audio.to(device, non_blocking=True), key)    # (B, 1, P, Q)
-            with autocast(device):
+            # On a CPU fp32: torch's bf16 convolutions there gave non-finite gradients now and then.
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 z_v, z_a = parallel(video, audio)                            # (B, d) both, fp32
             if args.gather and world_size > 1:
                 z_v, z_a = gather(z_v), gather(z_a)                          # (W B, d)
@@ -364,26 +368,30 @@ def main(args):
             optimizer.zero_grad()
             (loss * world_size if args.gather else loss).backward()          # see `gather` for the factor
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), torch.inf)  # measured, not clipped
-            loss = loss.detach()
+            totals = torch.stack([loss.detach(), torch.tensor(float(len(replaced)), device=device)])
             if world_size > 1:
-                dist.all_reduce(loss)
-                loss /= world_size
+                dist.all_reduce(totals)
+            loss, bad = totals[0] / world_size, bad + int(totals[1])
             if not (loss.isfinite() and norm.isfinite()):
                 sys.exit(f"pretrain.py: loss {loss:.3g}, gradient {norm:.3g} at epoch {epoch + 1} step {step}: stopped before "
                          f"they reach the weights; {out}/checkpoint.pt is sound. A lower --lr may help.")  # fmt: skip
-            lr = learning_rate(args, epoch * steps_per_epoch + step, steps_per_epoch)
-            optimizer.param_groups[0]["lr"] = lr
+            optimizer.param_groups[0]["lr"] = lr = learning_rate(args, epoch * steps_per_epoch + step, steps_per_epoch)
             optimizer.step()
 
             now, steps_here, waited = time.perf_counter(), steps_here + 1, waited + wait
-            elapsed = now - began
-            write_log(step=epoch * steps_per_epoch + step + 1, epoch=epoch, loss=loss.item(), grad_norm=norm.item(), lr=lr,
-                      seconds=round(now - tick, 4), waited=round(wait, 4))  # fmt: skip
-            rate = f"{steps_here * args.batch_size / elapsed:.0f} snippets/s, {waited / elapsed:.0%} waiting for data"
+            elapsed, done = now - began, epoch * steps_per_epoch + step + 1
+            write_log(step=done, epoch=epoch, loss=loss.item(), grad_norm=norm.item(), lr=lr,
+                      seconds=round(now - tick, 4), waited=round(wait, 4), bad=bad)  # fmt: skip
+            rate = f"{steps_here * args.batch_size / elapsed:.1f} snippets/s, {waited / elapsed:.0%} of it waiting for data"
+            rate += f", {bad} snippets replaced" * (bad > 0)
             bar.set_postfix_str(f"loss {loss:.3f}, {rate}", refresh=False)
-            if (step + 1) % args.save_every == 0 and step + 1 < steps_per_epoch:
+            too_bad = bad > args.max_bad * args.batch_size * max(done, steps_per_epoch)
+            if too_bad or (step + 1) % args.save_every == 0 and step + 1 < steps_per_epoch:
                 save(epoch, step + 1)
-        bar.close()
+            if too_bad:
+                sys.exit(f"pretrain.py: {bad} snippets of {done * args.batch_size} could not be read, more than --max-bad "
+                         f"{args.max_bad} of them (or of an epoch's): see {out}/bad.txt. The same command, with the files mended "
+                         "or a higher --max-bad, goes on from here.")  # fmt: skip
         epoch, step = epoch + 1, 0
         paused = time.perf_counter()
         measure(epoch * steps_per_epoch)
@@ -391,9 +399,7 @@ def main(args):
         began += time.perf_counter() - paused  # the rate is that of training
 
     if steps_here:
-        elapsed = time.perf_counter() - began
-        say(f"trained   {steps_here} steps in {elapsed:.0f} s: {steps_here * args.batch_size / elapsed:.1f} snippets/s, "
-            f"{waited / elapsed:.0%} of it waiting for data")  # fmt: skip
+        say(f"trained   {steps_here} steps in {elapsed:.0f} s: {rate}")
     say(f"finished  {out}/checkpoint.pt, log.jsonl, curves.png")
     if world_size > 1:
         dist.destroy_process_group()
