@@ -108,7 +108,7 @@ class Backbone(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, x):
-        return self.layer4(self.layer3(self.layer2(self.layer1(self.stem_forward(x)))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(x)))))
 
     def forward(self, x):
         return self.fc(self.avgpool(self.features(x)).flatten(1))
@@ -130,12 +130,9 @@ class R2Plus1D18(Backbone):
             TemporalConv(midplanes, width),
             nn.BatchNorm3d(width),
             nn.ReLU(inplace=True),
-        )
+        )                                                                    # (B, width, T, H/2, W/2)
         self.add_stages(VideoBlock, nn.AdaptiveAvgPool3d(1), width, num_classes)
         self.to(memory_format=torch.channels_last_3d)  # 1.2 to 1.3 times the speed on a CPU
-
-    def stem_forward(self, x):
-        return self.stem(x)                                                  # (B, width, T, H/2, W/2)
 
 
 class AudioResNet18(Backbone):
@@ -153,7 +150,7 @@ class AudioResNet18(Backbone):
         self.add_stages(AudioBlock, nn.AdaptiveAvgPool2d(1), width, num_classes)
         self.to(memory_format=torch.channels_last)
 
-    def stem_forward(self, x):
+    def stem(self, x):
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))              # (B, width, P/4, Q/4)
 
 

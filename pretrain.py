@@ -244,10 +244,9 @@ def main(args):
             tqdm.write(" ".join(map(str, words)).encode(errors="backslashreplace").decode())  # a file's name need not be text
 
     # Data.
-    if args.toy and args.data == TOY["data"] and not os.path.exists(args.data):
-        if rank == 0:
-            say(f"no toy world at {Path(args.data).parent}: rendering it")
-            make_toy(Path(args.data).parent)
+    if rank == 0 and args.toy and args.data == TOY["data"] and not os.path.exists(args.data):
+        say(f"no toy world at {Path(args.data).parent}: rendering it")
+        make_toy(Path(args.data).parent)
     fmt = Format(**{name: getattr(args, name) for name in Format.__dataclass_fields__})
     if rank > 0:
         dist.barrier()  # the first process looks at the files, the others at what it noted
