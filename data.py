@@ -25,13 +25,13 @@ import math
 import multiprocessing
 import os
 import resource
-import signal
 import stat
 import sys
 import tempfile
 import time
 import wave
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
 from functools import partial, wraps
 from pathlib import Path
@@ -106,7 +106,7 @@ class Reader:
 
     def __init__(self, path, language=None):
         self.path = path = os.fspath(path)
-        self.process, self.damaged, remote = os.getpid(), False, "://" in path
+        self.process, self.lost, remote = os.getpid(), 0.0, "://" in path
         # A file is never a reason to open something else: no demuxer that follows references, no other protocol.
         only = dict(format_whitelist=DEMUXERS, protocol_whitelist="http,https,httpproxy,tcp,tls" if remote else "file")
         try:
@@ -170,7 +170,7 @@ class Reader:
         Returns (a list: `keep` of the av.VideoFrame of each time; float32 array (samples,)). Both come from one seek and
         one pass. A seek lands where the container's index says, which may be after the sound that we want, so we look at
         what came and, if its head is missing, start further back. Past the end of a stream its last frame stays, and
-        silence. `damaged` tells whether something in between did not decode. Raises av.error.FFmpegError.
+        silence. `lost` is the share of the pictures, or the sound, that did not decode. Raises av.error.FFmpegError.
         """
         for preroll in (LEAD, 2.0, 15.0):
             pictures, sound = Pictures(self.video, times, keep), Sound(self.audio, sound_from, samples, rate)
@@ -182,7 +182,7 @@ class Reader:
                     break
             if all(consumer.complete() for consumer in wanted):
                 break
-        self.damaged = any(consumer.lost() > DAMAGED for consumer in wanted)
+        self.lost = max(consumer.lost() for consumer in wanted)
         return pictures.frames, sound.samples
 
     def resize(self, frame, short_side, multiple=1):
@@ -467,7 +467,8 @@ def read_snippets(reader, start, count, fmt, keep):
     """`count` snippets from `start` on, one behind the other -> `keep` of count * T frames, waveform (count * S,)."""
     times = start + np.arange(count * fmt.frames) / fmt.fps
     images, waveform = reader.read(times, start, count * fmt.samples, fmt.rate, keep)
-    if reader.damaged or not images or any(image.shape != images[0].shape for image in images):
+    # Of many at once, all that is lost may be of one of them.
+    if reader.lost * count > DAMAGED or not images or any(image.shape != images[0].shape for image in images):
         raise BadInput(f"{reader.path}: damaged at {start:.1f} s")
     return images, waveform
 
@@ -837,17 +838,17 @@ def write_media(path, pieces, fmt, picture, sound):
         video = out.add_stream(codec, rate=Fraction(fmt.fps).limit_denominator(1001), options=options)
         audio = out.add_stream(sound[0], rate=fmt.rate, options={"flags": "+bitexact"} | sound[1], layout="mono")
         video.pix_fmt, out.metadata["COMMENT"] = "yuv420p", MARK
-        snippets = ((images[m * fmt.frames : (m + 1) * fmt.frames], heard[m * fmt.samples : (m + 1) * fmt.samples])
-                    for images, heard in pieces for m in range(len(images) // fmt.frames))  # fmt: skip
+        snippets = ((images[m * fmt.frames : (m + 1) * fmt.frames], waveform[m * fmt.samples : (m + 1) * fmt.samples])
+                    for images, waveform in pieces for m in range(len(images) // fmt.frames))  # fmt: skip
         for images, waveform in snippets:                      # so that sight and sound lie side by side in the file
             if not shown:
                 video.height, video.width = images[0].shape[:2]
             for image in images:
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                picture.pts, picture.time_base = shown, 1 / video.codec_context.framerate
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                frame.pts, frame.time_base = shown, 1 / video.codec_context.framerate
                 if (shown + lead) % fmt.frames == 0:
-                    picture.pict_type = PictureType.I
-                out.mux(video.encode(picture))
+                    frame.pict_type = PictureType.I
+                out.mux(video.encode(frame))
                 shown += 1
             block = av.AudioFrame.from_ndarray((32767 * waveform).round().astype(np.int16)[None], format="s16", layout="mono")
             block.sample_rate, block.pts, block.time_base = fmt.rate, heard, Fraction(1, fmt.rate)
@@ -867,13 +868,13 @@ CHUNK = 16   # snippets that are transcoded at a time
 
 
 def prepare_file(path, destination, span, fmt, language):
-    """Transcode one file, whole or not at all. -> (snippets, of them left out as damaged, bytes). Raises BadInput."""
+    """Transcode one file, whole or not at all. -> (snippets kept, left out as damaged, bytes). Raises BadInput."""
     parent, lost = os.getppid(), []
     count = int((span[1] - span[0] + RESYNC) / fmt.seconds)
 
     def pieces():
         with contextlib.closing(Reader(path, language)) as reader:
-            resize = lambda frame: reader.resize(frame, fmt.short_side, multiple=2)  # H.264 halves its colours' resolution
+            resize = lambda frame: reader.resize(frame, fmt.short_side, multiple=2)  # yuv420p: a colour for 2 x 2 pixels
             for first in range(0, count, CHUNK):
                 if os.getppid() != parent:
                     sys.exit(1)                                # our parent was killed: what it began, its next run begins again
@@ -923,26 +924,13 @@ def destinations(titles, source, target):
     return relative
 
 
-def alone(work, *args):
-    """work(*args) in a process of its own: a decoder that crashes takes one file with it, and nothing else."""
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.Process(target=send_result, args=(sender, work, *args), daemon=True)
-    process.start()
-    process.join()
-    if not receiver.poll():
-        raise BadInput(f"{args[0]}: the process that read it died (exit code {process.exitcode})")
-    result = receiver.recv()
-    if isinstance(result, BadInput):
-        raise result
-    return result
-
-
-def send_result(sender, work, *args):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)               # Ctrl-C: the parent has the word
+def alone(work, path, *args):
+    """work(path, ...) in a process of its own: a decoder that crashes takes one file with it, and nothing else."""
     try:
-        sender.send(work(*args))
-    except BadInput as error:
-        sender.send(error)
+        with ProcessPoolExecutor(1) as process:
+            return process.submit(work, path, *args).result()
+    except BrokenProcessPool as error:
+        raise BadInput(f"{path}: the process that read it died") from error
 
 
 def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1)):
@@ -1105,7 +1093,7 @@ def bench(source, fmt, snippets=400, workers=2, language=None):
             tick = time.perf_counter()
             titles[item]
             whole.append(1000 * (time.perf_counter() - tick))
-    spent = {name: 1000 * total / snippets for name, total in clock.items()}
+    spent = {name: 1000 * total / len(items) for name, total in clock.items()}
     part = {"open": spent["Reader.__init__"], "seek": spent["Reader.seek"], "resize": spent["Reader.resize"],
             "decode video": spent["Pictures.take"] - spent["Reader.resize"], "resample": spent["Sound.to_mono"],
             "decode sound": spent["Sound.take"] - spent["Sound.to_mono"]}  # fmt: skip
@@ -1122,7 +1110,7 @@ def bench(source, fmt, snippets=400, workers=2, language=None):
     print(f"memory {resident():.0f} MB", end="", flush=True)
     for item in items:
         titles[item]
-    print(f", {resident():.0f} MB after {snippets} snippets more")
+    print(f", {resident():.0f} MB after {len(items)} snippets more")
 
 
 def resident():

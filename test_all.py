@@ -1521,15 +1521,23 @@ def test_a_kill_while_preparing_loses_nothing_and_nothing_is_done_again(tmp_path
     assert Titles(ready, Format()).counts == Titles(raw, Format()).counts == [40] * 5
 
 
-def test_damage_is_left_out_of_what_is_prepared(tmp_path):
+@pytest.mark.parametrize("share", [(0.5, 0.6), (0.52, 0.55)])
+def test_damage_is_left_out_of_what_is_prepared(tmp_path, share):
+    """Also that of one snippet, which is little beside the many that are read at a time."""
     (tmp_path / "raw").mkdir()
     write_film(tmp_path / "raw" / "film.mkv", seconds=60, audio="flac")
-    damage(tmp_path / "raw" / "film.mkv", (0.5, 0.6))
+    damage(tmp_path / "raw" / "film.mkv", share)
     _, said, _ = run_script("data.py", "prepare", tmp_path / "raw", tmp_path / "ready")
     raw, ready = (Titles(tmp_path / name, Format()) for name in ("raw", "ready"))
     lost = sum(bool(raw[0, m, (m,)][3]) for m in range(raw.counts[0]))
     assert 1 <= lost <= 6 and ready.counts == [raw.counts[0] - lost] and f"{lost} damaged snippets left out" in said
     assert not any(ready[0, m, (m,)][3] for m in range(ready.counts[0]))
+
+
+def test_a_decoder_that_crashes_takes_one_file_with_it():
+    with pytest.raises(BadInput, match="the process that read it died"):
+        data.alone(os._exit, 1)
+    assert data.alone(str, "film") == "film"
 
 
 def test_check_show_and_bench_say_what_is_there(prepared, tmp_path):
