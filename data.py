@@ -71,13 +71,35 @@ class Format:
     """What a snippet is made of: the paper's numbers (Section 4.1), kept in the checkpoint as `front_end`."""
 
     frames: int = 16
-    fps: float = 5
-    short_side: int = 190      # pixels, after resizing
-    crop: int = 158            # pixels
-    rate: int = 48000          # Hz
-    n_fft: int = 2048          # samples
-    hop: int = 512             # samples between audio frames
+    fps: float = 5.0
+    short_side: int = 190
+    crop: int = 158
+    rate: int = 48000
+    n_fft: int = 2048
+    hop: int = 512
     mels: int = 96
+
+    HELP = dict(
+        frames="T, of a snippet (4.1)",
+        fps="of a snippet, so it lasts 3.2 s (4.1)",
+        short_side="pixels, after resizing (4.1); 224 in Table 5",
+        crop="pixels, H = W (4.1); 200 in Table 5",
+        rate="of the sound, Hz (4.1)",
+        n_fft="samples of an FFT window (4.1)",
+        hop="samples between audio frames (4.1)",
+        mels="P, mel filters (4.1)",
+    )
+
+    @classmethod
+    def add_flags(cls, parser, *names):
+        """Flags of these fields, or of all, with the paper's numbers as defaults; `of(args)` makes a Format of them."""
+        for name in names or cls.HELP:
+            usual = getattr(cls, name)
+            parser.add_argument(f"--{name.replace('_', '-')}", type=type(usual), default=usual, help=cls.HELP[name])
+
+    @classmethod
+    def of(cls, args):
+        return cls(**{name: getattr(args, name) for name in cls.HELP if hasattr(args, name)})
 
     @property
     def seconds(self):
@@ -1380,47 +1402,43 @@ def clock_time(text):
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    usual = Format()
 
     def command(name, help, *positional):
         sub = commands.add_parser(name, help=help, description=help)
         sub.error = refuse
         for name, text in positional:
             sub.add_argument(name, help=text)
+        return sub
+
+    def snippet(sub, *names):
+        Format.add_flags(sub, *names)
+        sub.add_argument("--language", help="prefer the audio track of this language, as the files tag it: eng, deu, ...")
         return sub.add_argument
 
-    def snippet(add, *names):
-        for name in names:
-            default = getattr(usual, name)
-            add(f"--{name.replace('_', '-')}", type=type(default), default=default, help="as in pretrain.py")
-        add("--language", help="prefer the audio track of this language, as the files tag it: eng, deu, ...")
-
     collection = "a folder of films (files) and shows (folders), or LIST.txt: a path or URL a line, a show's separated by tabs"
-    add = command("toy", "render the toy world", ("dir", "a folder that does not exist yet, or is empty"))
+    add = command("toy", "render the toy world", ("dir", "a folder that does not exist yet, or is empty")).add_argument
     add("--seed", type=int, default=0, help="the same seed gives the same bytes")
     add("--artefacts", type=float, default=0.5, help="strength of what betrays a title, 0 to 1 (default 0.5)")
     add("--titles", type=int, default=64, help="films")
     add("--snippets", type=int, default=128, help="of 1.6 s, in a film")
-    add = command("prepare", "transcode a collection to what is read fastest", ("source", collection), ("target", "a folder"))
-    snippet(add, "frames", "fps", "short_side", "rate")
+    sub = command("prepare", "transcode a collection to what is read fastest", ("source", collection), ("target", "a folder"))
+    add = snippet(sub, "frames", "fps", "short_side", "rate")
     add("--workers", type=int, default=os.cpu_count(), help="files at a time (default: a core each)")
     add("--shard", default="1/1", help="i/n: the i-th of n machines that share the work")
-    add = command("check", "list titles with length, snippets, codecs, problems; and totals", ("source", collection))
-    snippet(add, "frames", "fps")
+    sub = command("check", "list titles with length, snippets, codecs, problems; and totals", ("source", collection))
+    add = snippet(sub, "frames", "fps")
     add("--batch-size", type=int, default=512, help="for the number of steps an epoch")
-    add = command("show", "draw a snippet as the networks get it", ("file", "a media file, or its URL"))
+    add = snippet(command("show", "draw a snippet as the networks get it", ("file", "a media file, or its URL")))
     add("--at", type=clock_time, default=0.0, help="where it starts: 00:31:00, or seconds")
     add("--out", default="snippet.png", help="the picture")
-    snippet(add, *Format.__dataclass_fields__)
-    add = command("bench", "time the reading of snippets", ("source", collection))
+    add = snippet(command("bench", "time the reading of snippets", ("source", collection)))
     add("--snippets", type=int, default=400, help="to read for each figure")
     add("--workers", type=int, default=2, help="reading processes")
-    snippet(add, *Format.__dataclass_fields__)
     return parser.parse_args(argv)
 
 
 def main(args):
-    fmt = Format(**{name: getattr(args, name) for name in Format.__dataclass_fields__ if hasattr(args, name)})
+    fmt = Format.of(args)
     for name, value in vars(args).items():
         from_0 = name in ("seed", "artefacts", "at")
         if isinstance(value, (int, float)) and (value < 0 or value == 0 and not from_0):

@@ -58,14 +58,7 @@ def parse_args(argv=None):
     add("--lr", type=float, default=2e-3, help="Adam's, from 1e-4 up to this over --warmup, then cosine to 0 (7.2)")
     add("--warmup", type=float, default=1.0, help="epochs of linear warm-up (7.2)")
     add("--width", type=int, default=64, help="channels of both networks' first stage; 64 is the paper's (Section 3)")
-    add("--frames", type=int, default=16, help="T, of a snippet (4.1)")
-    add("--fps", type=float, default=5, help="of a snippet, so it lasts 3.2 s (4.1)")
-    add("--short-side", type=int, default=190, help="pixels, after resizing (4.1); 224 in Table 5")
-    add("--crop", type=int, default=158, help="pixels, H = W (4.1); 200 in Table 5")
-    add("--rate", type=int, default=48000, help="of the sound, Hz (4.1)")
-    add("--n-fft", type=int, default=2048, help="samples of an FFT window (4.1)")
-    add("--hop", type=int, default=512, help="samples between audio frames (4.1)")
-    add("--mels", type=int, default=96, help="P, mel filters (4.1)")
+    Format.add_flags(parser)  # what a snippet is made of: --frames, --fps, --short-side, --crop, --rate, --n-fft, --hop, --mels
     add("--language", help="prefer the audio track of this language, as files tag it: eng, deu, ... (our choice: none)")
     add("--held-out", type=float, default=0.1, help="share of the titles for the discrepancy measures alone (4.2)")
     add("--held-out-snippets", type=int, default=32, help="of each held-out title, evenly spaced (our choice)")
@@ -247,7 +240,7 @@ def main(args):
     if rank == 0 and args.toy and args.data == TOY["data"] and not os.path.exists(args.data):
         say(f"no toy world at {Path(args.data).parent}: rendering it")
         make_toy(Path(args.data).parent)
-    fmt = Format(**{name: getattr(args, name) for name in Format.__dataclass_fields__})
+    fmt = Format.of(args)
     if rank > 0:
         dist.barrier()  # the first process looks at the files, the others at what it noted
     titles = Titles(args.data, fmt, args.language, quiet=rank > 0)
