@@ -221,7 +221,7 @@ def start_of(stream):
 
 
 class Consumer:
-    """What takes the packets of one stream. `span` of a packet in seconds: floats, since fractions cost more than decoding."""
+    """What takes the packets of one stream. Times are floats: as fractions they cost more than the decoding."""
 
     def __init__(self, stream, start):
         self.stream, self.start, self.decoded, self.failed = stream, start, 0, 0           # the last two: packets
@@ -989,7 +989,8 @@ def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1)):
     elapsed = time.perf_counter() - began
     for path, why in skipped:
         print(f"skipped {shown(path)}: {why}")
-    print(f"{len(jobs)} files, and {before} done before; {len(skipped)} skipped; {lost} damaged snippets left out")
+    print(f"{len(titles)} titles: {len(jobs)} files, and {before} done before; {len(skipped)} skipped; {lost} damaged snippets "
+          "left out")  # fmt: skip
     if kept:
         print(f"{hours:.2f} h of film in {elapsed:.0f} s: {3600 * hours / elapsed:.0f} x real time; "
               f"{kept} snippets, {size / 1e6:.0f} MB, {size / kept / 1e3:.0f} KB a snippet")  # fmt: skip
