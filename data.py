@@ -9,7 +9,7 @@ on the file's own presentation clock, which its video and its sound share.
     python data.py toy datasets/toy             render the toy world: small films, and two labelled sets
     python data.py check FILMS                  titles with length, snippets, codecs, problems; and totals
     python data.py prepare FILMS datasets/movies    transcode a collection to what is read fastest
-    python data.py show FILE --at 00:31:00      a picture of one snippet, as the networks get it
+    python data.py show FILE --at 00:31:00      a picture of one snippet, as the networks get it; --scenes: of all scenes
     python data.py bench datasets/movies        what a snippet costs to read
 """
 
@@ -51,6 +51,7 @@ MEDIA = set(".3gp .asf .avi .divx .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts
 DEMUXERS = "asf,avi,flac,flv,matroska,mov,mp3,mpeg,mpegts,mxf,ogg,wav"  # FFmpeg's that read one file and nothing beside it
 TIMEOUT = 30     # s: for a server's answer
 DAMAGED = 0.1    # a snippet that has lost more than this share of its sight or its sound counts as damaged
+CHUNK = 16       # snippets that are read at a time where a whole film is
 CLOCK = 0.001    # s: containers round timestamps to a millisecond, so times closer than this are the same
 MARK = "prepared for pretraining: a group of pictures a snippet"  # a tag of the files that `prepare` writes
 LEAD = 0.15      # s: a lossy sound's decoder needs a little of what comes before the cut
@@ -398,12 +399,13 @@ class Titles(Dataset):
     Item (n, m, key) -> video uint8 (3, T, crop, crop), waveform float (S,), n, failures. Snippet m of a file covers
     [start + m * seconds, start + (m + 1) * seconds). The crop is drawn from `key`, a tuple of integers; it is central if
     key is None. A snippet that cannot be read is replaced, see `candidates`; `failures` says which and why, a line each.
+    scenes: find those too; `scenes[n]` are their lengths, in snippets and in order. Else `scenes` is None.
     Raises BadInput for a source that is not there or holds no title, and when nothing at all can be read any more.
     """
 
     TRIES = 4  # to replace a snippet, first from its title, then from any
 
-    def __init__(self, source, fmt, language=None, quiet=True):
+    def __init__(self, source, fmt, language=None, quiet=True, scenes=False):
         self.fmt, self.language, self.reader = fmt, language, None
         titles = list_titles(os.fspath(source))
         index = index_files([path for _, paths in titles for path in paths], source, language, quiet)
@@ -424,12 +426,16 @@ class Titles(Dataset):
         if not self.names:
             path, why = self.skipped[0]
             raise BadInput(f"{source}: none of its {len(self.skipped)} files can be used; {path}: {why}")
+        self.scenes = None
+        if scenes:
+            lengths = index_scenes(self.parts, source, fmt, language, quiet)
+            self.scenes = [[length for path, *_ in part for length in lengths[path]] for part in self.parts]
 
     def subset(self, titles):
         """The same collection with these titles only, renumbered."""
         part = copy.copy(self)
-        for name in ("names", "parts", "counts"):
-            setattr(part, name, [getattr(self, name)[n] for n in titles])
+        for name in ("names", "parts", "counts", "scenes"):
+            setattr(part, name, getattr(self, name) and [getattr(self, name)[n] for n in titles])
         return part
 
     def __getstate__(self):
@@ -495,6 +501,20 @@ def read_snippets(reader, start, count, fmt, keep):
     return images, waveform
 
 
+def read_film(reader, start, count, fmt, keep):
+    """(m, images, waveform) as `read_snippets` has them, for CHUNK snippets at a time from m on; a bad one alone: (m, None, None)."""
+    for first in range(0, count, CHUNK):
+        many = min(CHUNK, count - first)
+        try:
+            yield first, *read_snippets(reader, start + first * fmt.seconds, many, fmt, keep)
+        except (av.error.FFmpegError, BadInput):
+            for m in range(first, first + many):
+                try:
+                    yield m, *read_snippets(reader, start + m * fmt.seconds, 1, fmt, keep)
+                except (av.error.FFmpegError, BadInput):
+                    yield m, None, None
+
+
 def list_titles(source):
     """[(name, [path or URL of each of its files])] of a folder or a list."""
     if os.path.isdir(source):
@@ -551,16 +571,31 @@ def probe(path, language=None):
 
 
 def index_files(paths, source, language=None, quiet=True):
-    """{path: probe(path)}: each file is probed once, many at a time, and what is well is kept in the user's cache folder.
+    """{path: probe(path)}, kept if all is well. What is wrong is looked at again, for it may be mended."""
+    with ThreadPoolExecutor(32) as pool:  # FFmpeg works outside the interpreter's lock, and much of it is waiting
+        return remember([os.path.abspath(source), os.fspath(source), language, 1], paths, partial(probe, language=language),
+                        pool, f"index {source}", quiet, keep=lambda found: found[2] is None)  # fmt: skip
 
-    There it holds while the file's size and time of change do. What is wrong is looked at again, for it may be mended.
+
+def index_scenes(parts, source, fmt, language=None, quiet=True):
+    """{path: lengths of its scenes, in snippets}: every file is read through once, on all cores."""
+    spans = {path: (start, count) for part in parts for path, start, count in part}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return remember(["scenes", os.path.abspath(source), os.fspath(source), language, *dataclasses.astuple(fmt), 1], spans,
+                        lambda path: list(map(len, alone(find_scenes, path, *spans[path], fmt, language).scenes)),
+                        pool, f"scenes {source}", quiet)  # fmt: skip
+
+
+def remember(key, paths, work, pool, label, quiet, keep=lambda found: True):
+    """{path: work(path)}: each is worked out once and kept in the user's cache folder, under `key`.
+
+    There it holds while the file's size and time of change do.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "watching-television"
-    key = json.dumps([os.path.abspath(source), os.fspath(source), language, 1])  # 1: counted up when what is kept changes
-    cache, known = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json", {}
+    cache = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
+    known, stamps, index = {}, {}, {}
     with contextlib.suppress(OSError, ValueError):
         known = json.loads(cache.read_text())
-    stamps, index = {}, {}
     for path in paths:
         with contextlib.suppress(OSError):
             state = None if "://" in path else os.stat(path)
@@ -568,13 +603,11 @@ def index_files(paths, source, language=None, quiet=True):
         if path in known and known[path][0] == stamps.get(path, "gone"):
             index[path] = known[path][1]
     new = [path for path in paths if path not in index]
-    with ThreadPoolExecutor(32) as pool:  # FFmpeg works outside the interpreter's lock, and much of it is waiting
-        probes = pool.map(partial(probe, language=language), new)
-        index.update(zip(new, tqdm(probes, f"index {source}", len(new), disable=quiet or not new, unit="file")))
+    index.update(tqdm(zip(new, pool.map(work, new)), label, len(new), disable=quiet or not new, unit="file"))
     if new:
         with contextlib.suppress(OSError):  # where no cache can be written, the next start takes longer: no more
             folder.mkdir(parents=True, exist_ok=True)
-            good = {path: [stamps[path], index[path]] for path in paths if path in stamps and index[path][2] is None}
+            good = {path: [stamps[path], index[path]] for path in paths if path in stamps and keep(index[path])}
             write_whole(cache, json.dumps(good).encode())
     return index
 
@@ -584,6 +617,71 @@ def write_whole(path, content):
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scenes: where a film's place and its ambience change
+#
+#   What stays for a snippet, whatever is acted out and said in front of it, is its place: each pixel's median over the
+#   frames, of a picture 16 pixels high; and its ambience: the level that each mel filter is above for 95 % of the time.
+#   A boundary is a peak of the audio novelty of Foote (2000), "Automatic audio segmentation using a measure of audio
+#   novelty", here of sight and sound alike: how much more alike the snippets before are to one another, and those
+#   after, than the ones before are to those after. The numbers were chosen on the toy world of seed 0.
+# ---------------------------------------------------------------------------------------------------------------------
+
+REACH = 8         # snippets on either side of a boundary that are compared, the nearer the more
+NOVEL = 0.35      # least novelty of a boundary; 0 where nothing changes, 2 where the two sides are opposites
+APART = 3         # snippets that a scene lasts at the least
+Scenes = collections.namedtuple("Scenes", "scenes novelty pictures")  # ranges of snippets; (M,); M images (16, W, 3)
+
+
+def find_scenes(path, start, count, fmt, language=None):
+    """The scenes of a file whose `count` snippets begin at `start` s. What cannot be read is taken for what came before."""
+    torch.set_num_threads(1)
+    front, pictures, sounds = AudioFrontEnd(fmt), [], []
+    with contextlib.closing(Reader(path, language)) as reader:
+        for _, images, waveform in read_film(reader, start, count, fmt, lambda image: reader.resize(image, 16)):
+            if images is None and not pictures:
+                continue
+            elif images is None:
+                pictures, sounds = pictures + pictures[-1:], sounds + sounds[-1:]
+            else:
+                pictures += [np.median(images[i : i + fmt.frames], axis=0) for i in range(0, len(images), fmt.frames)]
+                log_mel = front.log_mel(torch.from_numpy(waveform.reshape(-1, fmt.samples)))                  # (c, P, Q)
+                sounds += list(log_mel.quantile(0.05, dim=2).numpy())
+    missing = count - len(pictures)                            # from the start on: they go with the first that can be read
+    if missing == count:
+        return Scenes([range(count)], np.zeros(count), [])
+    pictures, sounds = pictures[:1] * missing + pictures, sounds[:1] * missing + sounds
+    novelty = measure_novelty(np.stack(pictures).reshape(count, -1), np.stack(sounds))
+    edges = [0, *pick_peaks(novelty), count]
+    return Scenes(list(map(range, edges, edges[1:])), novelty, pictures)
+
+
+def measure_novelty(*features):
+    """(M, d) of each kind -> (M,): what begins with snippet m, by Foote's checkerboard kernel with a Gaussian taper."""
+    features = [(x - x.mean(0)) / (x.std(0) + 1e-3 * x.std() + 1e-9) for x in features]
+    features = [x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-9) for x in features]
+    M = len(features[0])
+    novelty = np.zeros(M)
+    for m in range(1, M):
+        near = np.arange(max(0, m - REACH), min(M, m + REACH))
+        offset = near + 0.5 - m
+        weight = np.exp(-2 * (offset / REACH) ** 2)
+        weight, same = np.outer(weight, weight), np.equal.outer(offset < 0, offset < 0)
+        alike = sum(x[near] @ x[near].T for x in features) / len(features)                       # cosines, (2 REACH, 2 REACH)
+        novelty[m] = np.average(alike, weights=weight * same) - np.average(alike, weights=weight * ~same)
+    return novelty
+
+
+def pick_peaks(novelty):
+    """Snippets with which a scene begins, but for the first: peaks of NOVEL or more, APART or more apart."""
+    near = lambda m: novelty[max(1, m - APART + 1) : m + APART]
+    peaks = []
+    for m in range(APART, len(novelty) - APART + 1):
+        if novelty[m] >= NOVEL and novelty[m] == near(m).max() and m - (peaks or [0])[-1] >= APART:
+            peaks.append(m)
+    return peaks
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -666,16 +764,15 @@ def open_labeled(path, kind):
 
 
 class Labeled(Dataset):
-    """What the labelled sets share: files, labels, and a clip drawn in training against ten taken in testing (4.1).
+    """What the labelled sets share: files, labels, and a clip drawn in training against some taken in testing (4.1).
 
     Item (i, key): a clip drawn from `key` -> (tensor, label). Item (i, None): all test views -> ((V, ...), label).
+    clips: of a test file, evenly spaced from its first to its last.
     Raises BadInput, with the layout expected, for a file that the lists name and the folder lacks.
     """
 
-    CLIPS = 10  # temporal clips of a test video, evenly spaced from its first to its last
-
-    def __init__(self, items, fmt):
-        self.items, self.fmt = items, fmt
+    def __init__(self, items, fmt, clips=10):
+        self.items, self.fmt, self.clips = items, fmt, clips
         for path, _ in items:
             if not os.path.exists(path):
                 raise BadInput(f"{path}: not found, though the set's lists name it")
@@ -684,23 +781,23 @@ class Labeled(Dataset):
         return len(self.items)
 
     def starts(self, start, end, key):
-        """Where clips begin: one at random, or ten evenly spaced. Files shorter than a clip begin at their start."""
+        """Where clips begin: one at random, or evenly spaced. Files shorter than a clip begin at their start."""
         slack = max(0.0, end - start - self.fmt.seconds)
         if key is None:
-            return start + slack * np.linspace(0, 1, self.CLIPS)
+            return start + slack * np.linspace(0, 1, self.clips)
         return start + slack * rng_of(*key, 0).random(1)
 
 
 class LabeledVideos(Labeled):
-    """UCF101 or HMDB51: uint8 (3, T, crop, crop) in training, (30, 3, T, crop, crop) in testing.
+    """UCF101 or HMDB51: uint8 (3, T, crop, crop) in training, (3 clips, 3, T, crop, crop) in testing.
 
-    Training: scale jitter (the shorter side uniform in `scale`, a pair of pixels) and a random crop. Testing: 10 clips x
+    Training: scale jitter (the shorter side uniform in `scale`, a pair of pixels) and a random crop. Testing: `clips` x
     3 crops (left, centre, right; of an upright video: top, centre, bottom) at the shorter side of `fmt`.
     A video shorter than a clip is shown again from its start.
     """
 
-    def __init__(self, items, fmt, scale=(181, 226)):
-        super().__init__(items, fmt)
+    def __init__(self, items, fmt, clips=10, scale=(181, 226)):
+        super().__init__(items, fmt, clips)
         self.scale = scale
 
     def __getitem__(self, item):
@@ -730,7 +827,7 @@ class LabeledVideos(Labeled):
 
 
 class ESC50(Labeled):
-    """ESC-50: waveform float (S,) in training, (10, S) in testing; clips of `fmt.seconds`, silence past the end."""
+    """ESC-50: waveform float (S,) in training, (clips, S) in testing; clips of `fmt.seconds`, silence past the end."""
 
     def __getitem__(self, item):
         i, key = item
@@ -886,7 +983,6 @@ def write_media(path, pieces, fmt, picture, sound):
 #   Its video in KB, ms, PSNR: MPEG-4 q 3 81, 2.0, 41.6; q 4 59, 1.8, 40.0; H.264 (veryfast, fastdecode) crf 23 69, 3.3, 42.4;
 #   crf 26 47, 2.8, 40.2; MPEG-2 q 3 100, 2.0, 42.4. H.264 without fastdecode takes twice as long.
 PREPARED = dict(picture=("mpeg4", dict(qmin="3", qmax="3")), sound=("ac3", dict(b="96k")))
-CHUNK = 16   # snippets that are transcoded at a time
 
 
 def prepare_file(path, destination, span, fmt, language):
@@ -897,17 +993,13 @@ def prepare_file(path, destination, span, fmt, language):
     def pieces():
         with contextlib.closing(Reader(path, language)) as reader:
             resize = lambda frame: reader.resize(frame, fmt.short_side, multiple=2)  # yuv420p: a colour for 2 x 2 pixels
-            for first in range(0, count, CHUNK):
+            for m, images, waveform in read_film(reader, span[0], count, fmt, resize):
                 if os.getppid() != parent:
                     sys.exit(1)                                # our parent was killed: what it began, its next run begins again
-                try:
-                    yield read_snippets(reader, span[0] + first * fmt.seconds, min(CHUNK, count - first), fmt, resize)
-                except (av.error.FFmpegError, BadInput):
-                    for m in range(first, min(first + CHUNK, count)):
-                        try:
-                            yield read_snippets(reader, span[0] + m * fmt.seconds, 1, fmt, resize)
-                        except (av.error.FFmpegError, BadInput):
-                            lost.append(m)
+                if images is None:
+                    lost.append(m)
+                else:
+                    yield images, waveform
         if len(lost) == count:
             raise BadInput(f"{path}: no snippet in it can be read")
 
@@ -1067,6 +1159,41 @@ def show(path, at, fmt, out, language=None):
     above.set(yticks=[], title=f"{shown(os.path.basename(path))}: {fmt.frames} frames of {fmt.crop} x {fmt.crop} pixels")
     below.imshow(mel.numpy(), extent=(at, at + fmt.seconds, 0, fmt.mels), origin="lower", aspect="auto", cmap="magma")
     below.set(xlabel="s", ylabel="mel filter")
+    figure.savefig(out, dpi=80)
+    pyplot.close(figure)
+
+
+def show_scenes(path, fmt, out, language=None):
+    """A picture of the scenes of a file: the novelty, then a row a scene: what stays in its snippets, up to 24 of them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    start, end, why, *_ = probe(path, language)
+    count = int((end - start + RESYNC) / fmt.seconds)
+    if why or not count:
+        raise BadInput(f"{path}: {why or f'shorter than a snippet of {fmt.seconds:g} s'}")
+    scenes, novelty, pictures = find_scenes(path, start, count, fmt, language)
+    if not pictures:
+        raise BadInput(f"{path}: no snippet in it can be read")
+    height, width, _ = pictures[0].shape
+    sheet = np.full((len(scenes) * (height + 1), 24 * (width + 1), 3), 255, np.uint8)
+    for row, scene in enumerate(scenes):
+        some = np.unique(np.linspace(scene[0], scene[-1], min(24, len(scene))).round().astype(int))
+        for column, m in enumerate(some):
+            y, x = row * (height + 1), column * (width + 1)
+            sheet[y : y + height, x : x + width] = pictures[m]
+    size = (14, 2.5 + 14 * len(sheet) / sheet.shape[1])
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=size, layout="constrained", height_ratios=(2.5, size[1] - 2.5))
+    above.plot(np.arange(count) * fmt.seconds / 60, novelty, lw=0.8)
+    above.vlines([scene[0] * fmt.seconds / 60 for scene in scenes[1:]], 0, novelty.max(initial=NOVEL), color="red", lw=0.8)
+    above.axhline(NOVEL, ls=":", color="gray")
+    above.set(title=f"{shown(os.path.basename(path))}: {len(scenes)} scenes", xlabel="minutes", ylabel="novelty")
+    below.imshow(sheet)
+    clock = [f"{(s := round(scene[0] * fmt.seconds)) // 3600}:{s // 60 % 60:02}:{s % 60:02}" for scene in scenes]
+    below.set_yticks(np.arange(len(scenes)) * (height + 1) + height / 2, clock)
+    below.set(xticks=[], ylabel="scenes, from")
     figure.savefig(out, dpi=80)
     pyplot.close(figure)
 
@@ -1431,6 +1558,7 @@ def parse_args(argv=None):
     add("--batch-size", type=int, default=512, help="for the number of steps an epoch")
     add = snippet(command("show", "draw a snippet as the networks get it", ("file", "a media file, or its URL")))
     add("--at", type=clock_time, default=0.0, help="where it starts: 00:31:00, or seconds")
+    add("--scenes", action="store_true", help="instead: all scenes of the file, as --w scene finds them")
     add("--out", default="snippet.png", help="the picture")
     add = snippet(command("bench", "time the reading of snippets", ("source", collection)))
     add("--snippets", type=int, default=400, help="to read for each figure")
@@ -1453,6 +1581,9 @@ def main(args):
         prepare(args.source, args.target, fmt, args.language, args.workers, (i, n))
     elif args.command == "check":
         check(args.source, fmt, args.language, args.batch_size)
+    elif args.command == "show" and args.scenes:
+        show_scenes(args.file, fmt, args.out, args.language)
+        print(args.out)
     elif args.command == "show":
         show(args.file, args.at, fmt, args.out, args.language)
         print(args.out)

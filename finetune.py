@@ -32,9 +32,9 @@ import models
 
 # A task is a row of defaults that flags override. `sizes`: crop, scale jitter, shorter side in testing, in proportion
 # for a checkpoint of another crop (7.2). `sound`: that of pretraining; a checkpoint brings its own.
-PAPER = dict(width=64, warmup=25, batch_size=96, lr=0.2, workers=8, sizes=(158, (181, 226), 190),
+PAPER = dict(width=64, warmup=25, batch_size=96, lr=0.2, workers=8, clips=10, sizes=(158, (181, 226), 190),
              sound=dict(rate=48000, n_fft=2048, hop=512, mels=96))  # fmt: skip
-TOY = dict(width=16, warmup=5, lr=0.05, workers=2, sizes=(28, (32, 40), 34), frames=8, fps=5,
+TOY = dict(width=16, warmup=5, lr=0.05, workers=2, clips=2, sizes=(28, (32, 40), 34), frames=8, fps=5,
            sound=dict(rate=16000, n_fft=1024, hop=256, mels=64))  # fmt: skip
 TASKS = {
     "ucf101": dict(PAPER, data="datasets/ucf101", layout="ucf101", splits=3, epochs=150, frames=32, fps=10),
@@ -54,7 +54,7 @@ def parse_arguments(argv=None):
     add("--ckpt", metavar="FILE", help="written by pretrain.py; without it the network is trained from scratch")
     add("--data", metavar="DIR", help="the set as its authors publish it (default: datasets/TASK)")
     add("--split", default="1", help="4.2: 1 in the ablations; all: the mean of the 3 splits, or 5 folds (Table 5)")
-    add("--probe", action="store_true", help="our choice: the network stays frozen, only the classifier is trained")
+    add("--probe", action="store_true", help="our choice: frozen features of the test views, unaugmented, and logistic regression on them")
     add("--out", metavar="DIR", help="default: runs/TASK-NAME, NAME the folder of the checkpoint, or `scratch`")
     add("--seed", type=int, default=0, help="our choice, as the paper names none")
     add("--workers", type=int, help="processes that read, for each GPU; they change the speed and nothing else")
@@ -69,6 +69,7 @@ def parse_arguments(argv=None):
     add("--crop", type=int, help="4.1: 158 pixels; a checkpoint's own (7.2); the next two follow in proportion")
     add("--scale", type=int, nargs=2, metavar=("LOW", "HIGH"), help="4.1: shorter side in training, 181 to 226 pixels")
     add("--short-side", type=int, help="our choice: shorter side in testing, 190 pixels as in pretraining (4.1)")
+    add("--clips", type=int, help="4.1: 10 of a test file, each of a video in 3 crops; the toy's 2 cover its files")
     add("--jitter", type=float, default=0.4, help="our choice: sigma of the colour jitter; 4.1 does not say how strong")
     add("--mask", type=float, default=0.5, help="4.1: the longest mask of a sound, in time and in frequency")
     parser.set_defaults(**TASKS[parser.parse_known_args(argv)[0].task])
@@ -93,7 +94,7 @@ def check(args, processes):
         ("mask", 0 <= args.mask <= 1, "from 0 to 1"),
         ("width", args.width in range(8, 10**6, 8), "a multiple of 8"),
         *((name, getattr(args, name) >= least, f"{least} or more") for name, least in
-          dict(frames=1, fps=0.1, jitter=0, seed=0, workers=0).items()),
+          dict(frames=1, fps=0.1, clips=1, jitter=0, seed=0, workers=0).items()),
     ):
         if not right:
             fail(f"--{flag} {getattr(args, flag.replace('-', '_'))}: must be {should}")
@@ -158,8 +159,49 @@ def learning_rate(epoch, args):
 
 
 @torch.no_grad()
-def evaluate(net, front_end, test, classes, rank, processes, loading):
-    """-> (C, C) counts, true by predicted. The answer for a video: its views' softmax, averaged (our choice in 4.1)."""
+def embed(net, front_end, files, rank, processes, loading):
+    """-> {path: (V, D)}: the averaged features of each file's test views, of all files on every process."""
+    net.eval()
+    device, mine = net.fc.weight.device, range(rank, len(files), processes)
+    views = DataLoader(files, None, sampler=[(i, None) for i in mine], **loading)
+    features = {}
+    for i, (x, _) in zip(mine, tqdm(views, "features", disable=rank > 0, mininterval=1)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            x = net.features(front_end(x.to(device, non_blocking=True)))
+        features[files.items[i][0]] = net.avgpool(x.float()).flatten(1).cpu()
+    everyone = [features]
+    if processes > 1:
+        dist.all_gather_object(everyone := [None] * processes, features)
+    return {path: x for part in everyone for path, x in part.items()}
+
+
+def fit_probe(fc, features, train):
+    """Sets fc to the logistic regression on standardised features that minimises cross-entropy + |W|^2 / (2 files)."""
+    x = torch.stack([features[path] for path, _ in train.items]).double()    # (N, V, D)
+    y = torch.tensor([label for _, label in train.items])[:, None].expand(x.shape[:2]).flatten()
+    mean, std = x.mean((0, 1)), x.std((0, 1)).clamp(min=1e-6)
+    x = ((x - mean) / std).flatten(0, 1)
+    weight, bias = (torch.zeros_like(p, dtype=torch.double, device="cpu", requires_grad=True) for p in fc.parameters())
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=1000, line_search_fn="strong_wolfe")
+
+    def objective():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + weight.square().sum() / (2 * len(train))
+        loss.backward()
+        return loss
+
+    optimizer.step(objective)
+    with torch.no_grad():
+        fc.weight.copy_(weight / std)
+        fc.bias.copy_(bias - weight @ (mean / std))
+
+
+@torch.no_grad()
+def evaluate(net, front_end, test, classes, rank, processes, loading, features=None):
+    """-> (C, C) counts, true by predicted. The answer for a video: its views' softmax, averaged (our choice in 4.1).
+
+    features: of `embed`, where they are known already.
+    """
     net.eval()
     if processes > 1:  # BN kept statistics of each process's own clips, and an answer must not depend on who gives it
         for buffer in net.buffers():
@@ -167,10 +209,12 @@ def evaluate(net, front_end, test, classes, rank, processes, loading):
     device = net.fc.weight.device
     counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     mine = [(i, None) for i in range(rank, len(test), processes)]            # no padding: each video once
-    for views, label in tqdm(DataLoader(test, None, sampler=mine, **loading), "test", disable=rank > 0, mininterval=1):
-        x = front_end(views.to(device, non_blocking=True))                   # (V, 3, T, H, W) or (V, 1, P, Q)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            logits = net(x)                                                  # (V, C)
+    known = features and ((features[test.items[i][0]], test.items[i][1]) for i, _ in mine)
+    views = known or DataLoader(test, None, sampler=mine, **loading)
+    for x, label in tqdm(views, "test", len(mine), disable=rank > 0 or bool(known), mininterval=1):
+        x = x.to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and not known):
+            logits = net.fc(x) if known else net(front_end(x))               # (V, C) of (V, 3, T, H, W) or (V, 1, P, Q)
         counts[label, logits.float().softmax(1).mean(0).argmax()] += 1
     if processes > 1:
         dist.all_reduce(counts)
@@ -203,7 +247,7 @@ def main(args):
     # Arguments: all that can be wrong is found here, by every process, before any work
     usual = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
     rank, local, processes = (int(os.environ.get(name, value)) for name, value in usual.items())
-    backbone, unit = ("audio", "sounds (10 views") if args.layout == "esc50" else ("video", "videos (30 views")
+    backbone, unit = ("audio", f"sounds ({args.clips} views") if args.layout == "esc50" else ("video", f"videos ({3 * args.clips} views")
     crop, scale, short_side = args.sizes
     fmt = data.Format(crop=crop, **args.sound)
     weights, source, origin = {}, data.front_end_state(fmt, data.VideoFrontEnd(), data.AudioFrontEnd(fmt)), "random"
@@ -216,12 +260,12 @@ def main(args):
     fmt = data.Format(args.frames, args.fps, args.short_side, args.crop, **{name: source[name] for name in args.sound})
     splits = range(1, args.splits + 1) if args.split == "all" else [int(args.split)]
     kind = data.ESC50 if args.layout == "esc50" else partial(data.LabeledVideos, scale=args.scale)
-    sets = {}
+    sets, features = {}, None
     for split in splits:
         (train, names), (test, _) = (getattr(data, args.layout)(args.data, split, part) for part in (True, False))
         if len(train) < args.batch_size or not test:
             fail(f"--batch-size {args.batch_size}: {args.data} has only {len(train)} to train on, {len(test)} to test")
-        sets[split] = kind(train, fmt), kind(test, fmt), names
+        sets[split] = kind(train, fmt), kind(test, fmt, args.clips), names
     name = Path(args.ckpt).resolve().parent.name if args.ckpt else "scratch"
     name += "-probe" * args.probe + f"-split{args.split}" * (args.split != "1") + f"-seed{args.seed}" * (args.seed > 0)
     out = Path(args.out or f"runs/{args.task}-{name}")
@@ -261,19 +305,19 @@ def main(args):
         net = NETWORKS[backbone](args.width, len(names))
         new, unexpected = net.load_state_dict(weights, strict=False)
         assert not unexpected and (not weights or new == ["fc.weight", "fc.bias"])
-        net.to(device).requires_grad_(not args.probe).fc.requires_grad_(True)
-        frozen = {name: tensor.clone() for name, tensor in net.state_dict().items() if args.probe and name[:3] != "fc."}
+        net.to(device)
         model = torch.nn.parallel.DistributedDataParallel(net, broadcast_buffers=False) if processes > 1 else net
         # Optimiser
         optimizer = torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
         # Resume
-        start = state["epoch"] if state["split"] == split else 0
-        if start:
+        start = args.epochs if args.probe else state["epoch"] if state["split"] == split else 0
+        if start and not args.probe:
             net.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
         if rank == 0:
             print(f"{args.task} split {split}: {len(names)} classes, train {len(train)}, test {len(test)} {unit} each)",
-                  f"weights: {origin}; new: {', '.join(new) if weights else 'all'}{'; only fc trained' * args.probe}",
+                  f"weights: {origin}; new: {', '.join(new) if weights else 'all'}",
+                  "recipe: logistic regression on frozen features" if args.probe else
                   f"recipe: {args.epochs} epochs of {steps} steps, lr 0.001 to {args.lr:g} in {args.warmup}, then to 0",
                   f"batch: {args.batch_size} = {processes} x {args.batch_size // processes} clips of {fmt.seconds:g} s",
                   f"run: {out}, from epoch {start} on, on {device}", sep="\n", flush=True)  # fmt: skip
@@ -281,9 +325,9 @@ def main(args):
         # Loop: one loader for all epochs, so that its workers read on where one ends
         mine = training_batches(len(train), args, start, rank, processes)
         batches = iter(DataLoader(train, batch_sampler=mine, **loading))
-        bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=rank > 0, mininterval=1)
+        bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=rank > 0 or args.probe, mininterval=1)
         for epoch in range(start, args.epochs):
-            model.train(not args.probe)  # a frozen network keeps its BN statistics, too
+            model.train()
             begun, waited, totals = time.perf_counter(), 0.0, torch.zeros(2, device=device)
             for step in range(steps):
                 asked = time.perf_counter()
@@ -318,8 +362,11 @@ def main(args):
         del batches  # ends its workers
 
         # Evaluate
-        state["confusion"][split] = evaluate(net, front_end, test, len(names), rank, processes, loading)
-        assert all(tensor.equal(net.state_dict()[name]) for name, tensor in frozen.items()), "the frozen network moved"
+        if args.probe:
+            files = dict(item for sets_of in sets.values() for part in sets_of[:2] for item in part.items)
+            features = features or embed(net, front_end, kind(list(files.items()), fmt, args.clips), rank, processes, loading)
+            fit_probe(net.fc, features, train)
+        state["confusion"][split] = evaluate(net, front_end, test, len(names), rank, processes, loading, features)
         if rank == 0:
             kept = dict(model=net.state_dict(), classes=names, front_end=data.front_end_state(fmt, video, audio))
             write(out / f"split{split}.pt", partial(torch.save, kept))

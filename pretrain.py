@@ -6,12 +6,16 @@
     torchrun --nproc_per_node 8 pretrain.py --k 64 --gather   each sample against the whole batch, not its GPU's share
 
 The same command again goes on where the last one stopped. A run is a folder: checkpoint.pt, log.jsonl, curves.png.
+
+    python pretrain.py --compare runs/*                       those of finetune.py too: pictures, a table, findings.json
 """
 
 import argparse
+import collections
 import json
 import math
 import os
+import re
 import sys
 import time
 from datetime import timedelta
@@ -35,7 +39,7 @@ from sampler import HierarchicalSampler
 
 TOY = dict(
     data="datasets/toy/films", frames=8, short_side=34, crop=28, rate=16000, n_fft=1024, hop=256, mels=64,
-    width=16, batch_size=64, epochs=2, held_out_snippets=64, workers=2,
+    width=16, batch_size=64, epochs=2, held_out_snippets=64, measure_every=0.5, workers=2,
 )  # fmt: skip
 MAY_CHANGE = {"out", "workers", "save_every", "max_bad"}  # between the two halves of an interrupted run
 NETWORKS = ("video", "audio", "video_head", "audio_head")  # each an entry of the checkpoint
@@ -46,10 +50,12 @@ def parse_args(argv=None):
     parser.error = refuse
     add = parser.add_argument
     add("--toy", action="store_true", help="small settings, on the toy world, which is made if it is not there")
+    add("--compare", nargs="+", metavar="RUN", help="train nothing: compare finished runs (Figures 1 to 3, Table 1)")
     add("--data", default="datasets/movies", help="a folder (file: film, folder: show), or LIST.txt (a path or URL a line)")
-    add("--out", help="folder of the run; default runs/ and a name from --data, --k, --w, --tau, --jitter, --seed")
+    add("--out", help="folder of the run (--compare: of the pictures); default runs/ and a name from the flags")
     add("--k", type=int, default=16, help="snippets a title gives to a minibatch; 1 is the baseline (Section 3, Table 1)")
-    add("--w", type=int, help="window, in snippets, that they come from; default the whole title (Section 3, Table 1)")
+    add("--w", type=window, help="window, in snippets, that they come from; default the whole title (Section 3, Table 1); "
+        "scene: what it leaves for the future (4.2): as few scenes as hold them, found when it is first asked for")  # fmt: skip
     add("--batch-size", type=int, default=512, help="of all processes together; each contrasts its own share (4.1)")
     add("--gather", action="store_true", help="contrast over all processes' shares, with gradient (our choice: off)")
     add("--tau", type=float, help="l2-normalised embeddings over this temperature; default neither (4.2, Table 2)")
@@ -62,6 +68,7 @@ def parse_args(argv=None):
     add("--language", help="prefer the audio track of this language, as files tag it: eng, deu, ... (our choice: none)")
     add("--held-out", type=float, default=0.1, help="share of the titles for the discrepancy measures alone (4.2)")
     add("--held-out-snippets", type=int, default=32, help="of each held-out title, evenly spaced (our choice)")
+    add("--measure-every", type=float, default=1.0, help="epochs between two measurements of the discrepancy (our choice)")
     add("--seed", type=int, default=0, help="of weights, sampling, crops and drop-out")
     add("--max-bad", type=float, default=0.01, help="stop when more than this share of the snippets cannot be read (our choice)")
     add("--workers", type=int, default=8, help="reading processes for each training process")
@@ -69,21 +76,30 @@ def parse_args(argv=None):
     if parser.parse_known_args(argv)[0].toy:
         parser.set_defaults(**TOY)
     args = parser.parse_args(argv)
+    if args.compare:
+        args.out = args.out or "runs/compare"
     if args.out is None:
         marks = {"w": None, "tau": None, "jitter": 0.0, "seed": 0}
         marks = [f"-{name}{getattr(args, name)}" for name, usual in marks.items() if getattr(args, name) != usual]
-        args.out = f"runs/{'toy' if args.toy else Path(args.data).name.removesuffix('.txt')}-k{args.k}{''.join(marks)}"
+        data = Path(args.data).parent if args.toy else Path(args.data)
+        args.out = f"runs/{data.name.removesuffix('.txt')}-k{args.k}{''.join(marks)}"
     return args
+
+
+def window(text):
+    if text != "scene" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text}: must be scene, or a number of snippets")
+    return text if text == "scene" else int(text)
 
 
 def check_args(args, world_size):
     """Raises BadInput for what can be told from the flags alone."""
     share = args.batch_size // world_size
-    above_0 = ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels", "held_out_snippets", "save_every")
+    above_0 = ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels", "held_out_snippets", "measure_every", "save_every")
     for flag, right, should in (
         ("batch_size", args.batch_size in range(2 * world_size, 10**9, world_size), f"a multiple of processes, {world_size}"),
         ("k", args.k > 0 and share % args.k == 0, f"a divisor of a process's batch, {share} = {args.batch_size} / {world_size}"),
-        ("w", args.w is None or args.w >= args.k, f"--k ({args.k}) or more, since the k snippets are distinct"),
+        ("w", args.w in (None, "scene") or args.w >= args.k, f"scene, or --k ({args.k}) or more: they are distinct"),
         ("tau", args.tau is None or args.tau > 0, "above 0"),
         ("width", args.width in range(8, 10**4, 8), "a multiple of 8"),
         ("crop", 0 < args.crop <= args.short_side, f"above 0, and --short-side ({args.short_side}) or less"),
@@ -130,32 +146,6 @@ def read_log(path, last_step):
     """The rows of log.jsonl up to a step: what a killed run wrote past its checkpoint will be written again."""
     lines = path.read_text().split("\n")[:-1] if path.exists() else []  # without what a kill cut off
     return [row for row in map(json.loads, lines) if row["step"] <= last_step]
-
-
-def draw_curves(path, log):
-    """curves.png: the loss, the divergences of Equation 2 (Figures 1 and 3), the latest similarity distributions."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    steps = [row for row in log if "loss" in row]
-    measures = [row for row in log if "gap" in row]
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    left.plot([row["step"] for row in steps], [row["loss"] for row in steps], lw=0.8)
-    left.set(title="training loss (Equation 1)", xlabel="step")
-    for name, label in (("kl_same_other", "KL(S⁻‖S≠)"), ("kl_same_match", "KL(S⁻‖S⁺)"), ("kl_other_match", "KL(S≠‖S⁺)")):
-        middle.plot([row["step"] for row in measures], [row[name] for row in measures], ".-", label=label)
-    middle.set(title="divergences on held-out titles (Equation 2)", xlabel="step", ylabel="nats")
-    if measures:
-        middle.legend()
-        edges = np.array(measures[-1]["edges"])
-        for (name, counts), label in zip(measures[-1]["histograms"].items(), ("S⁺", "S⁻", "S≠")):
-            right.stairs(np.array(counts) / sum(counts) / np.diff(edges), edges, label=label)
-        right.legend()
-    right.set(title=f"similarities at step {measures[-1]['step'] if measures else 0}", xlabel="z_v · z_a", ylabel="density")
-    figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -243,13 +233,14 @@ def main(args):
     fmt = Format.of(args)
     if rank > 0:
         dist.barrier()  # the first process looks at the files, the others at what it noted
-    titles = Titles(args.data, fmt, args.language, quiet=rank > 0)
+    titles = Titles(args.data, fmt, args.language, quiet=rank > 0, scenes=args.w == "scene")
     if rank == 0 and world_size > 1:
         dist.barrier()
     train, held_out = split_titles(titles, args)
     share = args.batch_size // world_size
     try:
-        sampler = HierarchicalSampler(train.counts, share, args.k, args.w, rank, world_size, args.seed)
+        w = None if args.w == "scene" else args.w
+        sampler = HierarchicalSampler(train.counts, share, args.k, w, rank, world_size, args.seed, train.scenes)
     except ValueError as error:
         raise BadInput(f"--data {args.data}: {error}") from error
 
@@ -313,7 +304,9 @@ def main(args):
             state["progress"] = {"epoch": epoch, "step": done, "sampler": {"epoch": epoch, "step": step},
                                  "snippets": done * args.batch_size, "bad": bad, "titles": train.names}  # fmt: skip
             write_atomically(out / "checkpoint.pt", lambda path: torch.save(state, path))
-            write_atomically(out / "curves.png", lambda path: draw_curves(path, log))
+            measures = [row for row in log if "gap" in row]
+            picture = lambda path: draw(path, {f"k = {args.k}": [summarise(log)]}, measure=measures[-1] if measures else None)
+            write_atomically(out / "curves.png", picture)
 
     def measure(done):
         measures = measure_held_out(model, held_out, video_front, audio_front, args, rank, world_size, device)
@@ -377,6 +370,10 @@ def main(args):
             rate = f"{steps_here * args.batch_size / elapsed:.1f} snippets/s, {waited / elapsed:.0%} of it waiting for data"
             rate += f", {bad} snippets replaced" * (bad > 0)
             bar.set_postfix_str(f"loss {loss:.3f}, {rate}", refresh=False)
+            if done % max(1, round(args.measure_every * steps_per_epoch)) == 0 or done == args.epochs * steps_per_epoch:
+                paused = time.perf_counter()
+                measure(done)
+                began += time.perf_counter() - paused  # the rate is that of training
             too_bad = bad > args.max_bad * args.batch_size * max(done, steps_per_epoch)
             if too_bad or (step + 1) % args.save_every == 0 and step + 1 < steps_per_epoch:
                 save(epoch, step + 1)
@@ -385,10 +382,7 @@ def main(args):
                          f"{args.max_bad} of them (or of an epoch's): see {out}/bad.txt. The same command, with the files mended "
                          "or a higher --max-bad, goes on from here.")  # fmt: skip
         epoch, step = epoch + 1, 0
-        paused = time.perf_counter()
-        measure(epoch * steps_per_epoch)
         save(epoch, 0)
-        began += time.perf_counter() - paused  # the rate is that of training
 
     if steps_here:
         say(f"trained   {steps_here} steps in {elapsed:.0f} s: {rate}")
@@ -397,9 +391,162 @@ def main(args):
         dist.destroy_process_group()
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures: of one run, and of runs compared (Figures 1 to 3, Tables 1 and 2)
+# ---------------------------------------------------------------------------------------------------------------------
+
+MEASURES = dict(kl_same_other="KL(S⁻‖S≠)", kl_same_match="KL(S⁻‖S⁺)", kl_other_match="KL(S≠‖S⁺)", gap="KL(S≠‖S⁺) − KL(S⁻‖S⁺)")
+
+
+def summarise(log):
+    """{"curves": {"loss" or a measure: ([step], [value])}, "final": {name: value}}; the loss in up to 40 means, at last of a tenth."""
+    steps, measures = [row for row in log if "loss" in row], [row for row in log if "gap" in row]
+    parts = [part for part in np.array_split(np.arange(len(steps)), 40) if len(part)]
+    mean = lambda name, part: float(np.mean([steps[i][name] for i in part]))
+    curves = {"loss": ([mean("step", part) for part in parts], [mean("loss", part) for part in parts])}
+    curves |= {name: ([row["step"] for row in measures], [row[name] for row in measures]) for name in MEASURES}
+    last = range(len(steps) - max(1, len(steps) // 10), len(steps)) if steps else ()
+    return {"curves": curves, "final": {name: values[-1] for name, (_, values) in curves.items() if values}
+            | ({"loss": mean("loss", last)} if steps else {})}  # fmt: skip
+
+
+def draw(path, groups, results=None, measure=None):
+    """groups {label: [a summary of each seed]}: mean and range of Equation 2 and of the loss over training. In the last panel
+    results {task: {label or "none": [accuracy of each seed]}}, or else the similarities of one `measure`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(2, 3, figsize=(13, 6.4), layout="constrained")
+    *panels, last = panels.flat
+    for axes, (name, title) in zip(panels, [*MEASURES.items(), ("loss", "training loss (Equation 1)")]):
+        for label, seeds in groups.items():
+            steps, values = seeds[0]["curves"][name][0], np.array([summary["curves"][name][1] for summary in seeds])
+            axes.plot(steps, values.mean(0), ".-" if name in MEASURES else "-", label=label)
+            axes.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
+        axes.set(title=title, xlabel="step", ylabel="nats")
+    panels[0].legend()
+    for (task, accuracy), color, mark in zip((results or {}).items(), ("black", "gray", "teal", "olive"), "osD^"):
+        places = [label for label in groups if label in accuracy]
+        mean, low, high = (np.array([f(accuracy[label]) for label in places]) for f in (np.mean, np.min, np.max))
+        last.errorbar(places, 100 * mean, 100 * np.stack([mean - low, high - mean]), fmt=mark + "-", color=color, capsize=4, label=task)
+        if "none" in accuracy:
+            last.axhline(100 * np.mean(accuracy["none"]), ls=":", color=color)
+    if results:
+        last.set(title="downstream (dotted: without pretraining)", ylabel="top-1 %")
+    elif measure:
+        edges = np.array(measure["edges"])
+        for (_, counts), label in zip(measure["histograms"].items(), ("S⁺", "S⁻", "S≠")):
+            last.stairs(np.array(counts) / sum(counts) / np.diff(edges), edges, label=label)
+        last.set(title=f"similarities at step {measure['step']}", xlabel="z_v · z_a", ylabel="density")
+    if results or measure:
+        last.legend()
+    figure.savefig(path, dpi=110, format="png")
+    pyplot.close(figure)
+
+
+def read_runs(paths):
+    """Folders of pretrain.py and finetune.py, or a findings.json -> a row each. What is no finished run is named."""
+    rows = []
+    for path in map(Path, paths):
+        if path.suffix == ".json":
+            rows += json.loads(path.read_text())
+        elif (path / "result.json").exists():
+            result = json.loads((path / "result.json").read_text())
+            asked = result["settings"]
+            rows.append({"run": path.name, "seed": asked["seed"], "data": asked["data"], "arguments": asked,
+                         "task": f"{asked['task']}, {'probe' if asked['probe'] else 'fine-tuned'}, split {asked['split']}",
+                         "accuracy": result["accuracy"], "pretraining": asked["ckpt"] and Path(asked["ckpt"]).parent.name})  # fmt: skip
+        elif (path / "checkpoint.pt").exists():
+            checkpoint = torch.load(path / "checkpoint.pt", map_location="cpu", weights_only=True)
+            args, log = checkpoint["args"], read_log(path / "log.jsonl", checkpoint["progress"]["step"])
+            if checkpoint["progress"]["epoch"] == args["epochs"]:
+                rows.append({"run": path.name, "seed": args["seed"], "data": args["data"], "arguments": args, **summarise(log)})
+            else:
+                print(f"{path}: not finished, left out")
+        elif path.is_dir():
+            print(f"{path}: not a finished run, left out")
+    if not any("final" in row for row in rows):
+        raise BadInput(f"--compare {' '.join(map(str, paths))}: no finished run of pretrain.py among them")
+    for row in rows:  # worlds made one for each seed, toy-3 for seed 3, count as one collection
+        row["data"] = re.sub(rf"-{row['seed']}(?=/|$)", "", row["data"])
+    return rows
+
+
+def group(runs):
+    """{collection: {label: [its run of each seed]}}; a label names k and what else the runs differ in: "k = 16, w = 32"."""
+    signs = {"w": "w", "jitter": "σ", "tau": "τ"}
+    told = {*signs, "k", "seed", "data", *MAY_CHANGE}
+    others = [name for name in runs[0]["arguments"]
+              if name not in told and len({str(row["arguments"].get(name)) for row in runs}) > 1]  # fmt: skip
+
+    def order(row):
+        k, w, *others = (row["arguments"][name] or 0 for name in ("k", "w", "jitter", "tau", "seed"))
+        return k, w != 0, w == "scene" or -w, *others  # fixed windows from the widest to the narrowest, then scenes
+
+    groups = {}
+    for row in sorted(runs, key=order):
+        args = row["arguments"]
+        marks = [f"k = {args['k']}", *(f"{sign} = {args[name]}" for name, sign in signs.items() if args[name]),
+                 *(f"{name} {args[name]}" for name in others)]  # fmt: skip
+        groups.setdefault(row["data"], {}).setdefault(", ".join(marks), []).append(row)
+    return groups
+
+
+def sweeps(groups):
+    """{name: labels}: k (Figures 1a, 3a), w at the k that has most of them (1b, 3b), jitter and tau beside neither (Table 2)."""
+    args = {label: seeds[0]["arguments"] for label, seeds in groups.items()}
+    changed = [label for label in groups if args[label]["jitter"] or args[label]["tau"]]
+    plain = [label for label in groups if label not in changed]
+    whole = [label for label in plain if args[label]["w"] is None]
+    most = collections.Counter(args[label]["k"] for label in plain).most_common(1)
+    found = {
+        "k": whole,
+        "w": [label for label in plain if args[label]["k"] == most[0][0]],
+        "jitter-tau": [label for label in whole if args[label]["k"] in {args[label]["k"] for label in changed}] + changed,
+    }
+    return {name: labels for name, labels in found.items() if len(labels) > 1}
+
+
+def downstream(rows, groups):
+    """{task: {label, or "none" for no pretraining: [accuracy of each seed]}} of these groups."""
+    label = {row["run"]: label for label, seeds in groups.items() for row in seeds} | {None: "none"}
+    mine = [row for row in rows if "task" in row and row["pretraining"] in label]
+    sets = {(row["task"], row["data"]) for row in mine if row["pretraining"]}
+    results = {}
+    for row in mine:
+        if (row["task"], row["data"]) in sets:
+            results.setdefault(row["task"], {}).setdefault(label[row["pretraining"]], []).append(row["accuracy"])
+    return results
+
+
+def compare(paths, out):
+    """findings.json with a row a run; for each collection a picture of each sweep, and a table: Table 1."""
+    rows, out = read_runs(paths), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "findings.json", lambda path: path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"))
+    spread = lambda x: f"{np.mean(x):.3g}" + (f" ± {np.std(x, ddof=1):.2g}" if len(x) > 1 else "")
+    for data, groups in group([row for row in rows if "final" in row]).items():
+        results = downstream(rows, groups)
+        name = Path(data).parent.name if Path(data).name == "films" else Path(data).name  # a toy world's
+        for sweep, labels in sweeps(groups).items():
+            draw(out / f"{name}-{sweep}.png", {label: groups[label] for label in labels}, results)
+            print(out / f"{name}-{sweep}.png")
+        print("", f"| {data} | seeds | loss | {' | '.join(MEASURES.values())} | {' | '.join(results)} |", sep="\n")
+        print("|---" * (7 + len(results)) + "|")
+        for label in [*groups, "none"]:
+            seeds = groups.get(label, ())
+            cells = [[row["final"][name] for row in seeds if name in row["final"]] for name in ("loss", *MEASURES)]
+            cells += [[100 * x for x in results[task].get(label, ())] for task in results]
+            print(f"| {label} | {len(seeds) or ''} | {' | '.join(spread(cell) if cell else '' for cell in cells)} |")
+    print("", f"{out}/findings.json, {len(rows)} runs", sep="\n")
+
+
 if __name__ == "__main__":
     try:
-        main(parse_args())
+        args = parse_args()
+        compare(args.compare, args.out) if args.compare else main(args)
     except BadInput as error:
         message = str(error).split("data.BadInput: ")[-1].strip()  # around a reading process's error torch puts a page
         if os.environ.get("RANK", "0") == "0" or "Caught" in str(error):

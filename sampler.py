@@ -13,6 +13,7 @@ sample always has 2k - 2 negatives from its own film:
     k = 16            k snippets from anywhere in the title (w = M_n)
     k = 16, w = 64    ... from a stretch of 64 neighbours
     k = w = 16        ... from 16 adjacent ones: too hard, it costs accuracy (Table 1)
+    k = 16, scenes    ... from the scene around a snippet, and as few of its neighbours as hold 16 ("future iterations")
 
 No media here: indices in, indices out. Each group of k is a function of (seed, epoch, step, place in the global
 batch) alone, so a resumed run repeats itself, and any number of processes share out the same global batch.
@@ -34,6 +35,7 @@ class HierarchicalSampler:
     num_snippets  M_n of each title: a list or an array of integers, kept as an array and nothing more
     batch_size    of this rank; k must divide it. The global batch is world_size times as large.
     w             None for w = M_n; cut to M_n where a title is shorter. A title with M_n < k is never drawn.
+    scenes        instead of w: of each title the lengths of its scenes, in snippets and in order; they add up to M_n.
 
     The titles of a global batch are distinct while there are enough of them; beyond that all appear equally often,
     and their snippets stay distinct as long as the windows hold enough. An epoch has as many steps as all snippets
@@ -41,17 +43,19 @@ class HierarchicalSampler:
     Raises ValueError where no batch can be drawn.
     """
 
-    def __init__(self, num_snippets, batch_size, k=16, w=None, rank=0, world_size=1, seed=0):
+    def __init__(self, num_snippets, batch_size, k=16, w=None, rank=0, world_size=1, seed=0, scenes=None):
         self.M = np.asarray(num_snippets)
         if k < 1 or batch_size < 1 or batch_size % k:
             raise ValueError(f"k = {k} must divide the batch of a process, {batch_size}")
         if w is not None and w < k:
             raise ValueError(f"k = {k} distinct snippets do not fit in a window of w = {w}: w must be k or more")
+        if scenes is not None and (w is not None or [sum(lengths) for lengths in scenes] != self.M.tolist()):
+            raise ValueError("scenes stand instead of a window w, and those of a title must add up to its snippets")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank = {rank} must be at least 0 and below world_size = {world_size}")
         if self.M.size == 0 or self.M.max() < k:
             raise ValueError(f"every title is shorter than k = {k} snippets (the longest: {self.M.max(initial=0)})")
-        self.batch_size, self.k, self.w = batch_size, k, w
+        self.batch_size, self.k, self.w, self.scenes = batch_size, k, w, scenes
         self.rank, self.world_size, self.seed = rank, world_size, seed
         # The titles that can give k snippets: all of them, as a rule, and then a list of them would be waste.
         self.titles = range(len(self.M)) if self.M.min() >= k else np.flatnonzero(self.M >= k).astype(np.uint32)
@@ -100,8 +104,26 @@ class HierarchicalSampler:
         return [int(self.titles[i]) for i in drawn]
 
     def draw_snippets(self, n, rng, taken=None):
-        """k distinct snippets of title n inside a window of w, placed uniformly; none `taken`, if that leaves k."""
-        w = min(self.w or self.M[n], self.M[n])
-        window = rng.integers(self.M[n] - w + 1) + np.arange(w)
+        """k distinct snippets of title n inside a window; none `taken`, if that leaves k."""
+        low, high = self.draw_window(n, rng) if self.scenes is None else self.draw_scenes(n, rng)
+        window = np.arange(low, high)
         free = window if taken is None else np.setdiff1d(window, taken)
         return rng.choice(free if len(free) >= self.k else window, self.k, replace=False).tolist()
+
+    def draw_window(self, n, rng):
+        """[low, high): w snippets, placed uniformly."""
+        w = min(self.w or self.M[n], self.M[n])
+        low = rng.integers(self.M[n] - w + 1)
+        return low, low + w
+
+    def draw_scenes(self, n, rng):
+        """[low, high): the scene of a snippet drawn uniformly, with as few of the scenes beside it as hold k snippets."""
+        edges = np.concatenate([[0], np.cumsum(self.scenes[n])])             # scene i is [edges[i], edges[i + 1])
+        scene, last, few = np.searchsorted(edges, rng.integers(self.M[n]), "right") - 1, len(edges) - 2, 1
+        while True:
+            first = np.arange(max(0, scene - few + 1), min(scene, last - few + 1) + 1)
+            first = first[edges[first + few] - edges[first] >= self.k]
+            if len(first):                                                   # on either side there may be one as short
+                i = rng.choice(first)
+                return edges[i], edges[i + few]
+            few += 1

@@ -39,7 +39,7 @@ import loss
 import models
 import pretrain
 import sampler
-from data import ESC50, AudioFrontEnd, BadInput, Format, LabeledVideos, Reader, Titles, VideoFrontEnd
+from data import ESC50, Labeled, AudioFrontEnd, BadInput, Format, LabeledVideos, Reader, Titles, VideoFrontEnd
 from sampler import HierarchicalSampler
 
 HERE = Path(__file__).parent
@@ -197,7 +197,31 @@ def test_ten_million_titles_need_the_list_of_their_counts():
     assert peak < 1e6  # the array is kept as it came
 
 
-@pytest.mark.parametrize("wrong", [dict(k=3), dict(k=0), dict(k=4, w=3), dict(k=16), dict(rank=1)])
+@pytest.mark.parametrize("k", [1, 4, 16])
+def test_scenes_are_the_fewest_around_a_snippet_that_hold_k(k):
+    scenes = [[4, 20, 3, 9, 16, 1, 1, 30, 2], [40], [3] * 20]
+    sampler, alone, drawn = HierarchicalSampler([sum(x) for x in scenes], 3 * k, k, scenes=scenes), 0, []
+    for epoch, step in [(epoch, step) for epoch in range(40) for step in range(len(sampler))]:
+        sampler.set_epoch(epoch)
+        for n, group in by_title(sampler.batch(step)).items():
+            edges = np.cumsum([0, *scenes[n]])
+            first, last = np.searchsorted(edges, [min(group), max(group)], "right") - 1
+            assert len(set(group)) == k and 0 <= min(group) and max(group) < edges[-1]
+            # The scenes between the ends hold less than k without one of the two: none of them could have been spared.
+            assert first == last or edges[last + 1] - edges[first + 1] < k or edges[last] - edges[first] < k
+            alone += first == last
+            drawn += group if n == 0 else []
+    assert alone > 50 and len(set(drawn)) > 75           # not the long scenes only
+
+
+def test_scenes_are_drawn_by_their_length():
+    sampler = HierarchicalSampler([100], 10, 10, scenes=[[80, 20]])
+    long = [max(sampler.batch(0)[i][1] for i in range(10)) < 80 for epoch in range(2000) if sampler.set_epoch(epoch) is None]
+    assert np.mean(long) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize("wrong", [dict(k=3), dict(k=0), dict(k=4, w=3), dict(k=16), dict(rank=1), dict(scenes=[[3, 4], [8]]),
+                                   dict(w=4, scenes=[[4, 4], [8]])])  # fmt: skip
 def test_what_the_sampler_refuses(wrong):
     with pytest.raises(ValueError):
         HierarchicalSampler([10, 12], 16, **{"k": 4, **wrong})
@@ -1203,7 +1227,8 @@ def test_a_run_writes_its_folder(run):
     assert checkpoint["front_end"]["rate"] == 16000 and checkpoint["front_end"]["log_mel_std"] > 0
     assert checkpoint["args"]["k"] == 4 and checkpoint["progress"]["step"] == 9 and checkpoint["progress"]["snippets"] == 144
     assert len(log_of(run)) == 9 and all(np.isfinite(log_of(run)))
-    assert len(log_of(run, "gap")) == 2                  # held-out titles: before, and after the epoch
+    measured = [row["step"] for row in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "gap" in row]
+    assert measured == [0, 4, 8, 9]                      # on held-out titles: before, every half of 9 steps, and at the end
     assert log_of(run, "counts")[0] == {"match": 8, "same": 24, "other": 32}
     picture = torchvision.io.decode_image(str(run / "curves.png"))
     assert picture.shape[1] > 200 and picture.float().std() > 10
@@ -1221,6 +1246,18 @@ def test_each_batch_of_the_loop_is_k_snippets_a_title_and_each_epoch_differs(toy
         assert [len(set(g)) for g in groups.values()] == [4] * 4 and all(max(g) - min(g) < 8 for g in groups.values())
     epochs = [[item[:2] for item in items if item[2][1] == epoch] for epoch in (0, 1)]
     assert len(epochs[0]) == len(epochs[1]) == 144 and epochs[0] != epochs[1]
+
+
+def test_the_loop_draws_from_the_scenes_that_the_collection_has(toy, tmp_path, monkeypatch):
+    read, items = Titles.__getitem__, []
+    monkeypatch.setattr(Titles, "__getitem__", lambda self, item: (items.append(item), read(self, item))[1])
+    args = arguments(toy, tmp_path / "run", "--w", "scene")
+    pretrain.main(args)
+    train, _ = pretrain.split_titles(Titles(toy / "films", TINY, scenes=True), args)
+    sampler = HierarchicalSampler(train.counts, 16, 4, scenes=train.scenes)
+    assert load(tmp_path / "run")["args"]["w"] == "scene" and [sum(scenes) for scenes in train.scenes] == train.counts
+    assert [item[:2] for item in items if item[2] is not None] == sum((sampler.batch(step) for step in range(9)), [])
+    assert "--w: x: must be scene, or a number" in refused("pretrain.py", "--toy", "--w", "x") and "--w 3: must be scene, or" in refused("pretrain.py", "--w", "3")
 
 
 def test_held_out_titles_are_whole_and_never_trained_on(toy):
@@ -1554,6 +1591,66 @@ def test_check_show_and_bench_say_what_is_there(prepared, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Scenes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def true_scenes(world):
+    """For each film of a toy world the snippets with which a scene begins, but for the first."""
+    rows = [[int(cell) for cell in line.split(",")[:3]] for line in (world / "truth.csv").read_text().splitlines()[1:]]
+    return [{b[1] for a, b in zip(rows, rows[1:]) if a[0] == b[0] == n and a[2] != b[2]} for n in range(rows[-1][0] + 1)]
+
+
+def test_scenes_of_the_toy_world_are_found(tmp_path):
+    data.make_toy(tmp_path / "toy", seed=7, titles=6, snippets=96, clips=(1, 0))
+    titles = Titles(tmp_path / "toy" / "films", TINY, scenes=True)
+    found, true = [set(np.cumsum(scenes)[:-1].tolist()) for scenes in titles.scenes], true_scenes(tmp_path / "toy")
+    right = sum(len(a & b) for a, b in zip(found, true))
+    assert sum(map(len, true)) > 30 and right >= 0.85 * sum(map(len, found)) and right >= 0.85 * sum(map(len, true))
+    assert [sum(scenes) for scenes in titles.scenes] == titles.counts and titles.subset([2, 4]).scenes[1] == titles.scenes[4]
+    assert Titles(tmp_path / "toy" / "films", TINY).subset([0]).scenes is None
+
+
+def test_scenes_are_found_once_until_the_file_changes(tmp_path, monkeypatch):
+    films = tmp_path / "films"
+    (films / "show").mkdir(parents=True)
+    for i, name in enumerate(("film.mp4", "show/e1.mp4", "show/e2.mp4")):
+        write_film(films / name, seconds=8 + i)
+    found, alone = [], data.alone
+    monkeypatch.setattr(data, "alone", lambda work, path, *args: (found.append(Path(path).name), alone(work, path, *args))[1])
+    first = Titles(films, TINY, scenes=True)
+    assert sorted(found) == ["e1.mp4", "e2.mp4", "film.mp4"] and first.counts == [5, 5 + 6]
+    assert [sum(scenes) for scenes in first.scenes] == first.counts and len(first.scenes[1]) >= 2  # an episode ends a scene
+    write_film(films / "film.mp4", seconds=12)
+    assert sum(Titles(films, TINY, scenes=True).scenes[0]) == 7 and found[3:] == ["film.mp4"]
+
+
+def test_scenes_of_a_damaged_film_still_add_up(tmp_path):
+    write_film(tmp_path / "film.mkv", seconds=60, audio="flac")
+    damage(tmp_path / "film.mkv", (0.5, 0.6))
+    titles = Titles(tmp_path, TINY, scenes=True)
+    assert sum(titles.scenes[0]) == titles.counts[0] == 37
+
+
+def test_novelty_peaks_where_a_scene_begins():
+    rng = np.random.default_rng(0)
+    places, lengths = rng.normal(size=(4, 2, 20)), [12, 5, 30, 9]
+    features = [np.repeat(places[:, kind], lengths, axis=0) + 0.3 * rng.normal(size=(56, 20)) for kind in (0, 1)]
+    novelty = data.measure_novelty(*features)
+    assert data.pick_peaks(novelty) == [12, 17, 47] and novelty[[12, 17, 47]].min() > 2 * novelty[30]
+    assert data.pick_peaks(data.measure_novelty(np.ones((20, 3)), np.zeros((20, 2)))) == []
+    assert data.pick_peaks(data.measure_novelty(np.ones((1, 3)), np.zeros((1, 2)))) == []
+
+
+def test_scenes_can_be_looked_at(toy, tmp_path):
+    toy_sizes = ["--frames", 8, "--rate", 16000, "--n-fft", 1024, "--hop", 256, "--mels", 64]
+    code, _, err = run_script("data.py", "show", toy / "films/film000.mp4", "--scenes", *toy_sizes, "--out", tmp_path / "s.png")
+    assert not code and torchvision.io.decode_image(str(tmp_path / "s.png")).float().std() > 10, err
+    (tmp_path / "text.mp4").write_text("not a film")
+    assert "not a media file" in refused("data.py", "show", tmp_path / "text.mp4", "--scenes")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Fine-tuning: the real script, at toy size
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -1591,8 +1688,24 @@ def test_fine_tuning_takes_the_pretrained_weights_and_counts_each_test_file_once
     assert again == result and "was finished before" in said
 
 
+def test_a_probe_is_the_logistic_regression_on_frozen_features():
+    rng, train = np.random.default_rng(0), Labeled.__new__(Labeled)
+    train.items = [(f"{i}", i % 3) for i in range(60)]
+    x = rng.normal(size=(60, 2, 5)) * [1, 10, 0.1, 1, 0] + np.arange(60)[:, None, None] % 3 * [1, 0, 0.1, 0, 0] + 7
+    fc = torch.nn.Linear(5, 3)
+    finetune.fit_probe(fc, {f"{i}": torch.from_numpy(x[i]).float() for i in range(60)}, train)
+    # At the minimum the gradient of mean cross-entropy is that of |W|^2 / 2N, for W on standardised features.
+    z, y = torch.from_numpy(x).flatten(0, 1), torch.arange(60).repeat_interleave(2) % 3
+    mean, std = z.mean(0), z.std(0).clamp(min=1e-6)
+    weight = fc.weight.detach().double() * std
+    error = ((z - mean) / std @ weight.T + fc.bias.detach() + fc.weight.detach().double() @ mean).softmax(1)
+    error -= torch.nn.functional.one_hot(y, 3)
+    assert error.T @ ((z - mean) / std) / 120 == pytest.approx(-weight / 60, abs=1e-4) and weight.abs().max() > 0.5
+
+
 def test_a_frozen_network_does_not_move(run, toy, tmp_path):
-    fine_tune(toy, tmp_path / "run", "toy-sound", "--ckpt", run / "checkpoint.pt", "--probe")
+    result, said = fine_tune(toy, tmp_path / "run", "toy-sound", "--ckpt", run / "checkpoint.pt", "--probe", "--split", "all")
+    assert "logistic regression on frozen features" in said and result["tests_of_split"] == {"1": 20, "2": 10, "3": 10, "4": 10, "5": 10}
     kept, pretrained = torch.load(tmp_path / "run" / "split1.pt", weights_only=True)["model"], load(run)["audio"]
     assert all(torch.equal(kept[name], pretrained[name]) for name in pretrained) and "fc.weight" in kept
 
@@ -1638,3 +1751,129 @@ def test_what_fine_tuning_refuses(run, toy, tmp_path):
     code, _, err = run_script("finetune.py", "--task", "ucf101", "--data", tmp_path, "--out", tmp_path / "new")
     assert code == 2 and "classInd.txt: not found" in err and "trainlist01.txt" in err  # with the layout, so several lines
     assert sorted(tmp_path.iterdir()) == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs compared, and the findings
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_compared(run, toy, tmp_path):
+    pretrain.main(arguments(toy, tmp_path / "other", "--k", "2"))
+    fine_tune(toy, tmp_path / "tuned", "toy-sound", "--ckpt", run / "checkpoint.pt", "--probe")
+    fine_tune(toy, tmp_path / "scratch", "toy-sound", "--probe")
+    unfinished = load(run)
+    (tmp_path / "half").mkdir()
+    torch.save({**unfinished, "progress": {**unfinished["progress"], "epoch": 0}}, tmp_path / "half" / "checkpoint.pt")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.log").write_text("not a folder")
+    code, said, err = run_script("pretrain.py", "--compare", run, *sorted(tmp_path.iterdir()), "--out", tmp_path / "out")
+    assert not code, err
+    assert "half: not finished, left out" in said and "empty: not a finished run, left out" in said and "4 runs" in said
+    rows = {row["run"]: row for row in json.loads((tmp_path / "out" / "findings.json").read_text())}
+    assert set(rows) == {"whole", "other", "tuned", "scratch"} and rows["other"]["arguments"]["k"] == 2
+    assert rows["whole"]["final"]["gap"] == log_of(run, "gap")[-1] and rows["whole"]["final"]["loss"] == log_of(run)[-1]
+    assert rows["tuned"]["pretraining"] == "whole" and rows["scratch"]["pretraining"] is None
+    accuracy = [100 * json.loads((tmp_path / name / "result.json").read_text())["accuracy"] for name in ("tuned", "scratch")]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines() if line.startswith("| ")]
+    table = {cells[0]: cells for cells in lines}
+    assert table["k = 4, w = 8"][-1] == f"{accuracy[0]:.3g}" and table["none"][-1] == f"{accuracy[1]:.3g}"
+    assert table["k = 2, w = 8"][1:3] == ["1", f"{log_of(tmp_path / 'other')[-1]:.3g}"] and table["k = 2, w = 8"][-1] == ""
+    assert "no finished run" in refused("pretrain.py", "--compare", tmp_path / "half")
+    again = run_script("pretrain.py", "--compare", tmp_path / "out" / "findings.json", "--out", tmp_path / "again")
+    assert (tmp_path / "again" / "findings.json").read_text() == (tmp_path / "out" / "findings.json").read_text() and not again[0]
+
+
+def seeds_of(rows, change=lambda row, seed: row):
+    """Rows as of three seeds, whose last figures differ by 1."""
+    return [change({**row, "run": f"{row['run']}-{seed}", "seed": seed, "final": {**row["final"], "gap": 5.0 + seed},
+                    "data": f"datasets/toy-{seed}/films"}, seed) for row in rows for seed in (1, 2, 3)]  # fmt: skip
+
+
+def test_sweeps_are_drawn_over_seeds(run, toy, tmp_path):
+    pretrain.compare([run], tmp_path / "one")
+    row, = json.loads((tmp_path / "one" / "findings.json").read_text())
+    rows = [{**row, "run": f"{k}{w}{tau}", "arguments": {**row["arguments"], "k": k, "w": w, "tau": tau}}
+            for k, w, tau in [(1, None, None), (4, None, None), (4, 32, None), (4, "scene", None), (4, 4, None), (4, None, 0.07)]]
+    (tmp_path / "three.json").write_text(json.dumps(seeds_of(rows)))
+    code, said, err = run_script("pretrain.py", "--compare", tmp_path / "three.json", "--out", tmp_path / "out")
+    assert not code and {path.name for path in (tmp_path / "out").glob("*.png")} == {"toy-k.png", "toy-w.png", "toy-jitter-tau.png"}, err
+    labels = [line.split("|")[1].strip() for line in said.splitlines() if line.startswith("| k")]
+    assert labels == ["k = 1", "k = 4", "k = 4, τ = 0.07", "k = 4, w = 32", "k = 4, w = 4", "k = 4, w = scene"]
+    assert said.count("| 7 ± 1 |") == 6                   # gaps of 6, 7 and 8: mean and standard deviation
+    groups = pretrain.group(pretrain.read_runs([tmp_path / "three.json"]))["datasets/toy/films"]
+    assert pretrain.sweeps(groups) == {"k": labels[:2], "w": [labels[i] for i in (1, 3, 4, 5)], "jitter-tau": labels[1:3]}
+
+
+# The findings, and what each asks, written down before the runs were made: r(collection, label, figure) is that of each
+# seed; every difference should be above 0. Verdicts: "holds", each in every seed; "holds in the mean", each mean of the
+# seeds; "in part", some means; "does not hold", none.
+
+FIGURES = {name: f"toy-{task}, {how}" for task in ("action", "sound") for name, how in
+           ((task, "probe, split all"), (f"{task} tuned", "fine-tuned, split 1"))}  # fmt: skip
+DISCREPANCIES, TASKS = ("kl_same_other", "gap"), ("action", "sound")
+
+
+def ascending(r, figures, *runs):
+    return [r("films", high, figure) - r("films", low, figure) for low, high in zip(runs, runs[1:]) for figure in figures]
+
+
+def worst(r, figure, run, *others):
+    """By how much a run is behind the worst of the others, in each seed."""
+    return np.min([r("films", other, figure) for other in others], axis=0) - r("films", run, figure)
+
+
+def no_clear_loser(r, *runs):
+    """1 where no run is the worst in every seed, -1 where one is, for each task."""
+    return [np.array([-1.0 if any((worst(r, task, run, *(set(runs) - {run})) > 0).all() for run in runs) else 1.0]) for task in TASKS]
+
+
+def gain(r, collection, task):
+    return r(collection, "k = 16", task) - r(collection, "k = 1", task)
+
+
+FINDINGS = {
+    1: lambda r: [r("films", "k = 1", "kl_other_match") - r("films", "k = 1", "kl_same_match"),
+                  *ascending(r, DISCREPANCIES, "k = 64", "k = 16", "k = 4", "k = 1")],
+    2: lambda r: ascending(r, DISCREPANCIES, "k = 16, w = 32", "k = 16"),
+    3: lambda r: ascending(r, DISCREPANCIES, "k = 16, w = 16", "k = 16, w = 32") + ascending(r, TASKS, "k = 16, w = 16", "k = 16"),
+    4: lambda r: [m for k in (4, 16, 64) for m in ascending(r, TASKS, "k = 1", f"k = {k}")]
+        + [gain(r, more, task) - gain(r, less, task) for less, more in (("mild", "films"), ("films", "tv")) for task in TASKS],
+    5: lambda r: ascending(r, ["loss"], "k = 1", "k = 4", "k = 16", "k = 64")
+        + ascending(r, ["loss"], "k = 16", "k = 16, w = 32", "k = 16, w = 16") + ascending(r, ["loss"], "k = 64", "k = 16, w = 16"),
+    6: lambda r: ascending(r, DISCREPANCIES, "k = 16", "k = 1, σ = 1.0", "k = 1"),
+    7: lambda r: no_clear_loser(r, "k = 16", "k = 16, τ = 0.07", "k = 16, τ = 0.3"),
+    8: lambda r: ascending(r, ["action tuned", "sound tuned"], "none", "k = 16") + ascending(r, TASKS, "none", "k = 16"),
+}  # fmt: skip
+
+
+def verdict(margins):
+    if all((margin > 0).all() for margin in margins):
+        return "holds"
+    right = sum(margin.mean() > 0 for margin in margins)
+    return "holds in the mean" if right == len(margins) else f"in part, {right} of {len(margins)}" if right else "does not hold"
+
+
+def figures_of(path):
+    """r(collection, label, figure) of a findings.json: an array over its seeds."""
+    rows = pretrain.read_runs([path])
+    found = {}
+    for folder, groups in pretrain.group([row for row in rows if "final" in row]).items():
+        collection, results = Path(folder).parent.name, pretrain.downstream(rows, groups)
+        for label, seeds in groups.items():
+            found |= {(collection, label, name): np.array([row["final"][name] for row in seeds]) for name in seeds[0]["final"]}
+        for name, task in FIGURES.items():
+            found |= {(collection, label, name): np.array(x) for label, x in results.get(task, {}).items()}
+    return lambda *which: found[which]
+
+
+def test_a_verdict_counts_seeds_and_means():
+    good, mixed, bad = np.array([1.0, 2, 3]), np.array([-1.0, 2, 3]), np.array([1.0, -2, -3])
+    assert [verdict(m) for m in ([good, good], [good, mixed], [good, mixed, bad], [bad])] == [
+        "holds", "holds in the mean", "in part, 2 of 3", "does not hold"]  # fmt: skip
+
+
+if __name__ == "__main__":  # python test_all.py findings.json: the verdicts on runs of your own
+    for number, ask in FINDINGS.items():
+        margins = ask(figures_of(sys.argv[1]))
+        print(f"{number}  {verdict(margins):20} margins in each seed: {[margin.round(3).tolist() for margin in margins]}")
