@@ -582,14 +582,14 @@ def index_scenes(parts, source, fmt, language=None, quiet=True):
     spans = {path: (start, count) for part in parts for path, start, count in part}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return remember(["scenes", os.path.abspath(source), os.fspath(source), language, *dataclasses.astuple(fmt), 1], spans,
-                        lambda path: list(map(len, alone(find_scenes, path, *spans[path], fmt, language).scenes)),
+                        lambda path: list(map(len, alone(find_scenes, path, *spans[path], fmt, language).ranges)),
                         pool, f"scenes {source}", quiet)  # fmt: skip
 
 
 def remember(key, paths, work, pool, label, quiet, keep=lambda found: True):
     """{path: work(path)}: each is worked out once and kept in the user's cache folder, under `key`.
 
-    There it holds while the file's size and time of change do.
+    There it holds while the file's size and time of change do. Work of hours is written down each minute.
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "watching-television"
     cache = folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
@@ -603,12 +603,24 @@ def remember(key, paths, work, pool, label, quiet, keep=lambda found: True):
         if path in known and known[path][0] == stamps.get(path, "gone"):
             index[path] = known[path][1]
     new = [path for path in paths if path not in index]
-    index.update(tqdm(zip(new, pool.map(work, new)), label, len(new), disable=quiet or not new, unit="file"))
-    if new:
+
+    def write():
         with contextlib.suppress(OSError):  # where no cache can be written, the next start takes longer: no more
             folder.mkdir(parents=True, exist_ok=True)
-            good = {path: [stamps[path], index[path]] for path in paths if path in stamps and keep(index[path])}
+            good = {path: [stamps[path], found] for path, found in index.items() if path in stamps and keep(found)}
             write_whole(cache, json.dumps(good).encode())
+
+    written = time.monotonic()
+    try:
+        for path, found in tqdm(zip(new, pool.map(work, new)), label, len(new), disable=quiet or not new, unit="file"):
+            index[path] = found
+            if time.monotonic() > written + 60:
+                write()
+                written = time.monotonic()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        if new:
+            write()
     return index
 
 
@@ -632,7 +644,7 @@ def write_whole(path, content):
 REACH = 8         # snippets on either side of a boundary that are compared, the nearer the more
 NOVEL = 0.35      # least novelty of a boundary; 0 where nothing changes, 2 where the two sides are opposites
 APART = 3         # snippets that a scene lasts at the least
-Scenes = collections.namedtuple("Scenes", "scenes novelty pictures")  # ranges of snippets; (M,); M images (16, W, 3)
+Scenes = collections.namedtuple("Scenes", "ranges novelty pictures")  # ranges of snippets; (M,); M images (16, W, 3)
 
 
 def find_scenes(path, start, count, fmt, language=None):

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from matplotlib.figure import Figure
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -392,39 +393,37 @@ def main(args):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pictures: of one run, and of runs compared (Figures 1 to 3, Tables 1 and 2)
+# After the run: its picture, and finished runs compared (Figures 1 to 3, Tables 1 and 2)
 # ---------------------------------------------------------------------------------------------------------------------
 
 MEASURES = dict(kl_same_other="KL(S⁻‖S≠)", kl_same_match="KL(S⁻‖S⁺)", kl_other_match="KL(S≠‖S⁺)", gap="KL(S≠‖S⁺) − KL(S⁻‖S⁺)")
 
 
 def summarise(log):
-    """{"curves": {"loss" or a measure: ([step], [value])}, "final": {name: value}}; the loss in up to 40 means, at last of a tenth."""
+    """{"curves": {name: ([step], [value])}, "final": {name: value}} of the loss, in 40 means, at the end of a tenth, and MEASURES."""
     steps, measures = [row for row in log if "loss" in row], [row for row in log if "gap" in row]
-    parts = [part for part in np.array_split(np.arange(len(steps)), 40) if len(part)]
-    mean = lambda name, part: float(np.mean([steps[i][name] for i in part]))
+    mean = lambda name, rows: float(np.mean([row[name] for row in rows]))
+    edges = np.linspace(0, len(steps), min(40, len(steps)) + 1).astype(int)
+    parts = [steps[low:high] for low, high in zip(edges, edges[1:])]
     curves = {"loss": ([mean("step", part) for part in parts], [mean("loss", part) for part in parts])}
     curves |= {name: ([row["step"] for row in measures], [row[name] for row in measures]) for name in MEASURES}
-    last = range(len(steps) - max(1, len(steps) // 10), len(steps)) if steps else ()
-    return {"curves": curves, "final": {name: values[-1] for name, (_, values) in curves.items() if values}
-            | ({"loss": mean("loss", last)} if steps else {})}  # fmt: skip
+    final = {name: values[-1] for name, (_, values) in curves.items() if values}
+    if steps:
+        final["loss"] = mean("loss", steps[-max(1, len(steps) // 10):])
+    return {"curves": curves, "final": final}
 
 
 def draw(path, groups, results=None, measure=None):
     """groups {label: [a summary of each seed]}: mean and range of Equation 2 and of the loss over training. In the last panel
     results {task: {label or "none": [accuracy of each seed]}}, or else the similarities of one `measure`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(2, 3, figsize=(13, 6.4), layout="constrained")
-    *panels, last = panels.flat
+    figure = Figure(figsize=(13, 6.4), layout="constrained")
+    *panels, last = figure.subplots(2, 3).flat
     for axes, (name, title) in zip(panels, [*MEASURES.items(), ("loss", "training loss (Equation 1)")]):
         for label, seeds in groups.items():
-            steps, values = seeds[0]["curves"][name][0], np.array([summary["curves"][name][1] for summary in seeds])
-            axes.plot(steps, values.mean(0), ".-" if name in MEASURES else "-", label=label)
-            axes.fill_between(steps, values.min(0), values.max(0), alpha=0.2)
+            values = np.array(list(zip(*(summary["curves"][name][1] for summary in seeds)))).reshape(-1, len(seeds))
+            steps = seeds[0]["curves"][name][0][: len(values)]
+            axes.plot(steps, values.mean(1), ".-" if name in MEASURES else "-", label=label)
+            axes.fill_between(steps, values.min(1), values.max(1), alpha=0.2)
         axes.set(title=title, xlabel="step", ylabel="nats")
     panels[0].legend()
     for (task, accuracy), color, mark in zip((results or {}).items(), ("black", "gray", "teal", "olive"), "osD^"):
@@ -443,11 +442,10 @@ def draw(path, groups, results=None, measure=None):
     if results or measure:
         last.legend()
     figure.savefig(path, dpi=110, format="png")
-    pyplot.close(figure)
 
 
 def read_runs(paths):
-    """Folders of pretrain.py and finetune.py, or a findings.json -> a row each. What is no finished run is named."""
+    """Folders of pretrain.py and finetune.py, or a findings.json -> a row each, the last of a name. What is no finished run is said."""
     rows = []
     for path in map(Path, paths):
         if path.suffix == ".json":
@@ -471,7 +469,7 @@ def read_runs(paths):
         raise BadInput(f"--compare {' '.join(map(str, paths))}: no finished run of pretrain.py among them")
     for row in rows:  # worlds made one for each seed, toy-3 for seed 3, count as one collection
         row["data"] = re.sub(rf"-{row['seed']}(?=/|$)", "", row["data"])
-    return rows
+    return list({row["run"]: row for row in rows}.values())
 
 
 def group(runs):

@@ -1625,6 +1625,23 @@ def test_scenes_are_found_once_until_the_file_changes(tmp_path, monkeypatch):
     assert sum(Titles(films, TINY, scenes=True).scenes[0]) == 7 and found[3:] == ["film.mp4"]
 
 
+def test_scenes_found_before_an_interruption_are_kept(tmp_path, monkeypatch):
+    found, alone = [], data.alone
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        write_film(tmp_path / name, seconds=7)
+
+    def interrupted(work, path, *args):
+        found.append(Path(path).name)
+        if len(found) <= 3 and path.endswith("c.mp4"):
+            raise KeyboardInterrupt
+        return alone(work, path, *args)
+
+    monkeypatch.setattr(data, "alone", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Titles(tmp_path, TINY, scenes=True)
+    assert Titles(tmp_path, TINY, scenes=True).scenes == [[4]] * 3 and found[3:] == ["c.mp4"]
+
+
 def test_scenes_of_a_damaged_film_still_add_up(tmp_path):
     write_film(tmp_path / "film.mkv", seconds=60, audio="flac")
     damage(tmp_path / "film.mkv", (0.5, 0.6))
