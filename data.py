@@ -581,7 +581,8 @@ def index_scenes(parts, source, fmt, language=None, quiet=True):
     """{path: lengths of its scenes, in snippets}: every file is read through once, on all cores."""
     spans = {path: (start, count) for part in parts for path, start, count in part}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return remember(["scenes", os.path.abspath(source), os.fspath(source), language, *dataclasses.astuple(fmt), 1], spans,
+        kind = [fmt.frames, fmt.fps, fmt.rate, fmt.n_fft, fmt.hop, fmt.mels]
+        return remember(["scenes", os.path.abspath(source), os.fspath(source), language, *kind, 1], spans,
                         lambda path: list(map(len, alone(find_scenes, path, *spans[path], fmt, language).ranges)),
                         pool, f"scenes {source}", quiet)  # fmt: skip
 
@@ -1130,11 +1131,11 @@ def shown(text):
     return os.fspath(text).encode(errors="backslashreplace").decode()
 
 
-def check(source, fmt, language=None, batch_size=512):
-    """Print a table of titles, and totals."""
+def check(source, fmt, language=None, batch_size=512, scenes=False):
+    """Print a table of titles, and totals; of the scenes too, and where a toy world's truth.csv is there, how many are right."""
     files = [path for _, paths in list_titles(source) for path in paths]
     index = index_files(files, source, language, quiet=False)
-    titles = Titles(source, fmt, language)
+    titles = Titles(source, fmt, language, quiet=not scenes, scenes=scenes)
     print(f"{'hours':>7} {'M_n':>6} {'files':>5}  {'video':<28} {'audio':<28} title")
     for name, part, M in zip(titles.names, titles.parts, titles.counts):
         kinds = [", ".join(dict.fromkeys(index[path][i] for path, _, _ in part)) for i in (3, 4)]
@@ -1145,6 +1146,18 @@ def check(source, fmt, language=None, batch_size=512):
     total = sum(titles.counts)
     print(f"{len(titles)} titles, {total * fmt.seconds / 3600:.1f} h, {total} snippets of {fmt.seconds:g} s, "
           f"{total // batch_size} steps an epoch of batches of {batch_size}; {len(titles.skipped)} files skipped")  # fmt: skip
+    if not scenes:
+        return
+    found = {(n, int(m)) for n, lengths in enumerate(titles.scenes) for m in np.cumsum(lengths)[:-1]}
+    count = len(found) + len(titles)
+    print(f"{count} scenes of {total / count:.1f} snippets on average")
+    if (truth := Path(source).parent / "truth.csv").exists():
+        with open(truth) as file:
+            rows = [(int(row["title"]), int(row["snippet"]), row["scene"]) for row in csv.DictReader(file)]
+        true = {b[:2] for a, b in zip(rows, rows[1:]) if a[0] == b[0] and a[2] != b[2]}
+        right = len(found & true)
+        print(f"boundaries: {len(found)} found of {len(true)}, {right} of them right: precision {right / max(1, len(found)):.3f}, "
+              f"recall {right / max(1, len(true)):.3f}")  # fmt: skip
 
 
 def show(path, at, fmt, out, language=None):
@@ -1566,7 +1579,8 @@ def parse_args(argv=None):
     add("--workers", type=int, default=os.cpu_count(), help="files at a time (default: a core each)")
     add("--shard", default="1/1", help="i/n: the i-th of n machines that share the work")
     sub = command("check", "list titles with length, snippets, codecs, problems; and totals", ("source", collection))
-    add = snippet(sub, "frames", "fps")
+    add = snippet(sub, "frames", "fps", "rate", "n_fft", "hop", "mels")
+    add("--scenes", action="store_true", help="find the scenes too, as --w scene does: every file is read through once")
     add("--batch-size", type=int, default=512, help="for the number of steps an epoch")
     add = snippet(command("show", "draw a snippet as the networks get it", ("file", "a media file, or its URL")))
     add("--at", type=clock_time, default=0.0, help="where it starts: 00:31:00, or seconds")
@@ -1592,7 +1606,7 @@ def main(args):
             raise BadInput(f"--shard {args.shard}: must be i/n, the i-th of n, such as 1/4")
         prepare(args.source, args.target, fmt, args.language, args.workers, (i, n))
     elif args.command == "check":
-        check(args.source, fmt, args.language, args.batch_size)
+        check(args.source, fmt, args.language, args.batch_size, args.scenes)
     elif args.command == "show" and args.scenes:
         show_scenes(args.file, fmt, args.out, args.language)
         print(args.out)

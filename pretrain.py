@@ -277,8 +277,11 @@ def main(args):
         say(f"          skipped {i + 1} of {len(titles.skipped)}: {path}: {why}")
     if short:
         say(f"          {len(short)} shorter than k = {args.k} snippets, never drawn: {', '.join(short)}")
+    stretch = f"window {args.w or 'the whole title'}"
+    if args.w == "scene":
+        stretch = f"scenes of {np.mean(sum(train.scenes, [])):.1f} snippets on average, as many as hold them"
     say(f"batch     {args.batch_size} = {world_size} x {share}: k = {args.k} snippets from each of {share // args.k} titles, "
-        f"window {args.w or 'the whole title'}; {2 * (args.batch_size if args.gather else share) - 2} negatives a sample")  # fmt: skip
+        f"{stretch}; {2 * (args.batch_size if args.gather else share) - 2} negatives a sample")  # fmt: skip
     say(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
     say(f"run       {args.out}, on {world_size} x {device.type}, " + (f"resumed at epoch {epoch + 1} step {step}" if checkpoint else "new"))
 

@@ -1601,6 +1601,9 @@ def true_scenes(world):
     return [{b[1] for a, b in zip(rows, rows[1:]) if a[0] == b[0] == n and a[2] != b[2]} for n in range(rows[-1][0] + 1)]
 
 
+TOY_SIZES = ["--frames", 8, "--rate", 16000, "--n-fft", 1024, "--hop", 256, "--mels", 64]  # on data.py's command line
+
+
 def test_scenes_of_the_toy_world_are_found(tmp_path):
     data.make_toy(tmp_path / "toy", seed=7, titles=6, snippets=96, clips=(1, 0))
     titles = Titles(tmp_path / "toy" / "films", TINY, scenes=True)
@@ -1609,6 +1612,9 @@ def test_scenes_of_the_toy_world_are_found(tmp_path):
     assert sum(map(len, true)) > 30 and right >= 0.85 * sum(map(len, found)) and right >= 0.85 * sum(map(len, true))
     assert [sum(scenes) for scenes in titles.scenes] == titles.counts and titles.subset([2, 4]).scenes[1] == titles.scenes[4]
     assert Titles(tmp_path / "toy" / "films", TINY).subset([0]).scenes is None
+    _, said, _ = run_script("data.py", "check", tmp_path / "toy" / "films", "--scenes", *TOY_SIZES)
+    precision, recall = right / sum(map(len, found)), right / sum(map(len, true))
+    assert f"{right} of them right: precision {precision:.3f}, recall {recall:.3f}" in said
 
 
 def test_scenes_are_found_once_until_the_file_changes(tmp_path, monkeypatch):
@@ -1660,8 +1666,7 @@ def test_novelty_peaks_where_a_scene_begins():
 
 
 def test_scenes_can_be_looked_at(toy, tmp_path):
-    toy_sizes = ["--frames", 8, "--rate", 16000, "--n-fft", 1024, "--hop", 256, "--mels", 64]
-    code, _, err = run_script("data.py", "show", toy / "films/film000.mp4", "--scenes", *toy_sizes, "--out", tmp_path / "s.png")
+    code, _, err = run_script("data.py", "show", toy / "films/film000.mp4", "--scenes", *TOY_SIZES, "--out", tmp_path / "s.png")
     assert not code and torchvision.io.decode_image(str(tmp_path / "s.png")).float().std() > 10, err
     (tmp_path / "text.mp4").write_text("not a film")
     assert "not a media file" in refused("data.py", "show", tmp_path / "text.mp4", "--scenes")
