@@ -216,6 +216,11 @@ class Reader:
         rgb = self.reformatter.reformat(frame, *size, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1)
         return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90)) if frame.rotation else rgb.to_ndarray()
 
+    def thumbnail(self, frame):
+        """av.VideoFrame -> RGB uint8 (16, 16, 3), squeezed: what a film's scenes are told by."""
+        rgb = self.reformatter.reformat(frame, 16, 16, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1)
+        return rgb.to_ndarray()
+
 
 def start_of(stream):
     return float((stream.start_time or 0) * stream.time_base)
@@ -503,7 +508,10 @@ def read_snippets(reader, start, count, fmt, keep):
 
 def read_film(reader, start, count, fmt, keep):
     """(m, images, waveform) as `read_snippets` has them, for CHUNK snippets at a time from m on; a bad one alone: (m, None, None)."""
+    parent = os.getppid()
     for first in range(0, count, CHUNK):
+        if os.getppid() != parent:
+            sys.exit(1)                                        # our parent was killed: what it began, its next run begins again
         many = min(CHUNK, count - first)
         try:
             yield first, *read_snippets(reader, start + first * fmt.seconds, many, fmt, keep)
@@ -580,11 +588,18 @@ def index_files(paths, source, language=None, quiet=True):
 def index_scenes(parts, source, fmt, language=None, quiet=True):
     """{path: lengths of its scenes, in snippets}: every file is read through once, on all cores."""
     spans = {path: (start, count) for part in parts for path, start, count in part}
+
+    def work(path):
+        try:
+            return list(map(len, alone(find_scenes, path, *spans[path], fmt, language).ranges))
+        except BadInput as error:
+            tqdm.write(f"{shown(path)} counts as one scene: {shown(error)}", file=sys.stderr)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         kind = [fmt.frames, fmt.fps, fmt.rate, fmt.n_fft, fmt.hop, fmt.mels]
-        return remember(["scenes", os.path.abspath(source), os.fspath(source), language, *kind, 1], spans,
-                        lambda path: list(map(len, alone(find_scenes, path, *spans[path], fmt, language).ranges)),
-                        pool, f"scenes {source}", quiet)  # fmt: skip
+        found = remember(["scenes", os.path.abspath(source), os.fspath(source), language, *kind, 1], spans, work,
+                         pool, f"scenes {source}", quiet, keep=lambda lengths: lengths is not None)  # fmt: skip
+    return {path: found[path] if sum(found[path] or ()) == count else [count] for path, (_, count) in spans.items()}
 
 
 def remember(key, paths, work, pool, label, quiet, keep=lambda found: True):
@@ -636,7 +651,7 @@ def write_whole(path, content):
 # Scenes: where a film's place and its ambience change
 #
 #   What stays for a snippet, whatever is acted out and said in front of it, is its place: each pixel's median over the
-#   frames, of a picture 16 pixels high; and its ambience: the level that each mel filter is above for 95 % of the time.
+#   frames, of a picture of 16 x 16 pixels; and its ambience: the level that each mel filter is above for 95 % of the time.
 #   A boundary is a peak of the audio novelty of Foote (2000), "Automatic audio segmentation using a measure of audio
 #   novelty", here of sight and sound alike: how much more alike the snippets before are to one another, and those
 #   after, than the ones before are to those after. The numbers were chosen on the toy world of seed 0.
@@ -645,7 +660,7 @@ def write_whole(path, content):
 REACH = 8         # snippets on either side of a boundary that are compared, the nearer the more
 NOVEL = 0.35      # least novelty of a boundary; 0 where nothing changes, 2 where the two sides are opposites
 APART = 3         # snippets that a scene lasts at the least
-Scenes = collections.namedtuple("Scenes", "ranges novelty pictures")  # ranges of snippets; (M,); M images (16, W, 3)
+Scenes = collections.namedtuple("Scenes", "ranges novelty pictures")  # ranges of snippets; (M,); M images (16, 16, 3)
 
 
 def find_scenes(path, start, count, fmt, language=None):
@@ -653,7 +668,7 @@ def find_scenes(path, start, count, fmt, language=None):
     torch.set_num_threads(1)
     front, pictures, sounds = AudioFrontEnd(fmt), [], []
     with contextlib.closing(Reader(path, language)) as reader:
-        for _, images, waveform in read_film(reader, start, count, fmt, lambda image: reader.resize(image, 16)):
+        for _, images, waveform in read_film(reader, start, count, fmt, reader.thumbnail):
             if images is None and not pictures:
                 continue
             elif images is None:
@@ -1000,15 +1015,13 @@ PREPARED = dict(picture=("mpeg4", dict(qmin="3", qmax="3")), sound=("ac3", dict(
 
 def prepare_file(path, destination, span, fmt, language):
     """Transcode one file, whole or not at all. -> (snippets kept, left out as damaged, bytes). Raises BadInput."""
-    parent, lost = os.getppid(), []
+    lost = []
     count = int((span[1] - span[0] + RESYNC) / fmt.seconds)
 
     def pieces():
         with contextlib.closing(Reader(path, language)) as reader:
             resize = lambda frame: reader.resize(frame, fmt.short_side, multiple=2)  # yuv420p: a colour for 2 x 2 pixels
             for m, images, waveform in read_film(reader, span[0], count, fmt, resize):
-                if os.getppid() != parent:
-                    sys.exit(1)                                # our parent was killed: what it began, its next run begins again
                 if images is None:
                     lost.append(m)
                 else:
@@ -1127,8 +1140,8 @@ def transcode(jobs, workers, title, skipped):
 
 
 def shown(text):
-    """A path as it can be printed: a file's name need not be text."""
-    return os.fspath(text).encode(errors="backslashreplace").decode()
+    """A path, or what is said of it, as it can be printed: a file's name need not be text."""
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 def check(source, fmt, language=None, batch_size=512, scenes=False):
@@ -1148,12 +1161,13 @@ def check(source, fmt, language=None, batch_size=512, scenes=False):
           f"{total // batch_size} steps an epoch of batches of {batch_size}; {len(titles.skipped)} files skipped")  # fmt: skip
     if not scenes:
         return
+    print(f"{sum(map(len, titles.scenes))} scenes of {total / sum(map(len, titles.scenes)):.1f} snippets on average")
     found = {(n, int(m)) for n, lengths in enumerate(titles.scenes) for m in np.cumsum(lengths)[:-1]}
-    count = len(found) + len(titles)
-    print(f"{count} scenes of {total / count:.1f} snippets on average")
     if (truth := Path(source).parent / "truth.csv").exists():
         with open(truth) as file:
             rows = [(int(row["title"]), int(row["snippet"]), row["scene"]) for row in csv.DictReader(file)]
+        if list(collections.Counter(n for n, *_ in rows).values()) != titles.counts:
+            return print(f"{truth}: of other snippets, not compared; the toy world's are of --frames {TOY_FRAMES} --fps {TOY_FPS}")
         true = {b[:2] for a, b in zip(rows, rows[1:]) if a[0] == b[0] and a[2] != b[2]}
         right = len(found & true)
         print(f"boundaries: {len(found)} found of {len(true)}, {right} of them right: precision {right / max(1, len(found)):.3f}, "
@@ -1190,10 +1204,7 @@ def show(path, at, fmt, out, language=None):
 
 def show_scenes(path, fmt, out, language=None):
     """A picture of the scenes of a file: the novelty, then a row a scene: what stays in its snippets, up to 24 of them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     start, end, why, *_ = probe(path, language)
     count = int((end - start + RESYNC) / fmt.seconds)
@@ -1210,7 +1221,8 @@ def show_scenes(path, fmt, out, language=None):
             y, x = row * (height + 1), column * (width + 1)
             sheet[y : y + height, x : x + width] = pictures[m]
     size = (14, 2.5 + 14 * len(sheet) / sheet.shape[1])
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=size, layout="constrained", height_ratios=(2.5, size[1] - 2.5))
+    figure = Figure(figsize=size, layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(2.5, size[1] - 2.5))
     above.plot(np.arange(count) * fmt.seconds / 60, novelty, lw=0.8)
     above.vlines([scene[0] * fmt.seconds / 60 for scene in scenes[1:]], 0, novelty.max(initial=NOVEL), color="red", lw=0.8)
     above.axhline(NOVEL, ls=":", color="gray")
@@ -1220,7 +1232,6 @@ def show_scenes(path, fmt, out, language=None):
     below.set_yticks(np.arange(len(scenes)) * (height + 1) + height / 2, clock)
     below.set(xticks=[], ylabel="scenes, from")
     figure.savefig(out, dpi=80)
-    pyplot.close(figure)
 
 
 @contextlib.contextmanager

@@ -177,11 +177,11 @@ def embed(net, front_end, files, rank, processes, loading):
 
 def fit_probe(fc, features, train):
     """Sets fc to the logistic regression on standardised features that minimises cross-entropy + |W|^2 / (2 files)."""
-    x = torch.stack([features[path] for path, _ in train.items]).double()    # (N, V, D)
-    y = torch.tensor([label for _, label in train.items])[:, None].expand(x.shape[:2]).flatten()
+    x = torch.stack([features[path] for path, _ in train.items]).to(fc.weight).double()                  # (N, V, D)
+    y = torch.tensor([label for _, label in train.items], device=x.device)[:, None].expand(x.shape[:2]).flatten()
     mean, std = x.mean((0, 1)), x.std((0, 1)).clamp(min=1e-6)
     x = ((x - mean) / std).flatten(0, 1)
-    weight, bias = (torch.zeros_like(p, dtype=torch.double, device="cpu", requires_grad=True) for p in fc.parameters())
+    weight, bias = (torch.zeros_like(p, dtype=torch.double, requires_grad=True) for p in fc.parameters())
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=1000, line_search_fn="strong_wolfe")
 
     def objective():
@@ -247,7 +247,8 @@ def main(args):
     # Arguments: all that can be wrong is found here, by every process, before any work
     usual = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
     rank, local, processes = (int(os.environ.get(name, value)) for name, value in usual.items())
-    backbone, unit = ("audio", f"sounds ({args.clips} views") if args.layout == "esc50" else ("video", f"videos ({3 * args.clips} views")
+    backbone = "audio" if args.layout == "esc50" else "video"
+    unit = f"sounds ({args.clips} views" if backbone == "audio" else f"videos ({3 * args.clips} views"
     crop, scale, short_side = args.sizes
     fmt = data.Format(crop=crop, **args.sound)
     weights, source, origin = {}, data.front_end_state(fmt, data.VideoFrontEnd(), data.AudioFrontEnd(fmt)), "random"
@@ -263,7 +264,7 @@ def main(args):
     sets, features = {}, None
     for split in splits:
         (train, names), (test, _) = (getattr(data, args.layout)(args.data, split, part) for part in (True, False))
-        if len(train) < args.batch_size or not test:
+        if len(train) < args.batch_size and not args.probe or not test:
             fail(f"--batch-size {args.batch_size}: {args.data} has only {len(train)} to train on, {len(test)} to test")
         sets[split] = kind(train, fmt), kind(test, fmt, args.clips), names
     name = Path(args.ckpt).resolve().parent.name if args.ckpt else "scratch"
@@ -318,13 +319,13 @@ def main(args):
             print(f"{args.task} split {split}: {len(names)} classes, train {len(train)}, test {len(test)} {unit} each)",
                   f"weights: {origin}; new: {', '.join(new) if weights else 'all'}",
                   "recipe: logistic regression on frozen features" if args.probe else
-                  f"recipe: {args.epochs} epochs of {steps} steps, lr 0.001 to {args.lr:g} in {args.warmup}, then to 0",
+                  f"recipe: {args.epochs} epochs of {steps} steps, lr 0.001 to {args.lr:g} in {args.warmup}, then to 0\n"
                   f"batch: {args.batch_size} = {processes} x {args.batch_size // processes} clips of {fmt.seconds:g} s",
-                  f"run: {out}, from epoch {start} on, on {device}", sep="\n", flush=True)  # fmt: skip
+                  f"run: {out}, on {device}" + f", from epoch {start} on" * (not args.probe), sep="\n", flush=True)  # fmt: skip
 
         # Loop: one loader for all epochs, so that its workers read on where one ends
         mine = training_batches(len(train), args, start, rank, processes)
-        batches = iter(DataLoader(train, batch_sampler=mine, **loading))
+        batches = None if args.probe else iter(DataLoader(train, batch_sampler=mine, **loading))
         bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=rank > 0 or args.probe, mininterval=1)
         for epoch in range(start, args.epochs):
             model.train()
@@ -364,7 +365,8 @@ def main(args):
         # Evaluate
         if args.probe:
             files = dict(item for sets_of in sets.values() for part in sets_of[:2] for item in part.items)
-            features = features or embed(net, front_end, kind(list(files.items()), fmt, args.clips), rank, processes, loading)
+            if features is None or backbone == "audio" and not weights:  # from scratch each split standardises sound by its own training clips
+                features = embed(net, front_end, kind(list(files.items()), fmt, args.clips), rank, processes, loading)
             fit_probe(net.fc, features, train)
         state["confusion"][split] = evaluate(net, front_end, test, len(names), rank, processes, loading, features)
         if rank == 0:

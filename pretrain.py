@@ -11,11 +11,9 @@ The same command again goes on where the last one stopped. A run is a folder: ch
 """
 
 import argparse
-import collections
 import json
 import math
 import os
-import re
 import sys
 import time
 from datetime import timedelta
@@ -42,7 +40,7 @@ TOY = dict(
     data="datasets/toy/films", frames=8, short_side=34, crop=28, rate=16000, n_fft=1024, hop=256, mels=64,
     width=16, batch_size=64, epochs=2, held_out_snippets=64, measure_every=0.5, workers=2,
 )  # fmt: skip
-MAY_CHANGE = {"out", "workers", "save_every", "max_bad"}  # between the two halves of an interrupted run
+MAY_CHANGE = {"out", "workers", "save_every", "max_bad", "measure_every", "compare"}  # between the two halves of an interrupted run
 NETWORKS = ("video", "audio", "video_head", "audio_head")  # each an entry of the checkpoint
 
 
@@ -56,7 +54,7 @@ def parse_args(argv=None):
     add("--out", help="folder of the run (--compare: of the pictures); default runs/ and a name from the flags")
     add("--k", type=int, default=16, help="snippets a title gives to a minibatch; 1 is the baseline (Section 3, Table 1)")
     add("--w", type=window, help="window, in snippets, that they come from; default the whole title (Section 3, Table 1); "
-        "scene: what it leaves for the future (4.2): as few scenes as hold them, found when it is first asked for")  # fmt: skip
+        "scene: the scene of a snippet and as few beside it as hold k, which 4.2 leaves to the future")  # fmt: skip
     add("--batch-size", type=int, default=512, help="of all processes together; each contrasts its own share (4.1)")
     add("--gather", action="store_true", help="contrast over all processes' shares, with gradient (our choice: off)")
     add("--tau", type=float, help="l2-normalised embeddings over this temperature; default neither (4.2, Table 2)")
@@ -79,12 +77,17 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.compare:
         args.out = args.out or "runs/compare"
-    if args.out is None:
+    elif args.out is None:
         marks = {"w": None, "tau": None, "jitter": 0.0, "seed": 0}
         marks = [f"-{name}{getattr(args, name)}" for name, usual in marks.items() if getattr(args, name) != usual]
-        data = Path(args.data).parent if args.toy else Path(args.data)
-        args.out = f"runs/{data.name.removesuffix('.txt')}-k{args.k}{''.join(marks)}"
+        args.out = f"runs/{name_of(args.data)}-k{args.k}{''.join(marks)}"
     return args
+
+
+def name_of(data):
+    """Of a collection: its folder's, or that of the world whose films it is."""
+    path = Path(data).resolve()
+    return (path.parent if path.name == "films" else path).name.removesuffix(".txt")
 
 
 def window(text):
@@ -220,8 +223,9 @@ def main(args):
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     if world_size > 1 and not dist.is_initialized():
-        # The others wait while the first renders the toy world or indexes a collection.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # The others wait while the first renders the toy world or reads a collection through for its scenes.
+    waiting = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if world_size > 1 else None
 
     def say(*words):
         if rank == 0:
@@ -233,10 +237,10 @@ def main(args):
         make_toy(Path(args.data).parent)
     fmt = Format.of(args)
     if rank > 0:
-        dist.barrier()  # the first process looks at the files, the others at what it noted
+        dist.barrier(waiting)  # the first process looks at the files, the others at what it noted
     titles = Titles(args.data, fmt, args.language, quiet=rank > 0, scenes=args.w == "scene")
     if rank == 0 and world_size > 1:
-        dist.barrier()
+        dist.barrier(waiting)
     train, held_out = split_titles(titles, args)
     share = args.batch_size // world_size
     try:
@@ -279,7 +283,8 @@ def main(args):
         say(f"          {len(short)} shorter than k = {args.k} snippets, never drawn: {', '.join(short)}")
     stretch = f"window {args.w or 'the whole title'}"
     if args.w == "scene":
-        stretch = f"scenes of {np.mean(sum(train.scenes, [])):.1f} snippets on average, as many as hold them"
+        mean = sum(train.counts) / sum(map(len, train.scenes))
+        stretch = f"as few neighbouring scenes as hold them, of {mean:.1f} snippets on average"
     say(f"batch     {args.batch_size} = {world_size} x {share}: k = {args.k} snippets from each of {share // args.k} titles, "
         f"{stretch}; {2 * (args.batch_size if args.gather else share) - 2} negatives a sample")  # fmt: skip
     say(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
@@ -287,6 +292,7 @@ def main(args):
 
     # Log and checkpoint.
     out, steps_per_epoch = Path(args.out), len(sampler)
+    measure_every = max(1, round(min(args.measure_every, args.epochs) * steps_per_epoch))
     log = read_log(out / "log.jsonl", epoch * steps_per_epoch + step) if checkpoint else []
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -374,7 +380,7 @@ def main(args):
             rate = f"{steps_here * args.batch_size / elapsed:.1f} snippets/s, {waited / elapsed:.0%} of it waiting for data"
             rate += f", {bad} snippets replaced" * (bad > 0)
             bar.set_postfix_str(f"loss {loss:.3f}, {rate}", refresh=False)
-            if done % max(1, round(args.measure_every * steps_per_epoch)) == 0 or done == args.epochs * steps_per_epoch:
+            if done % measure_every == 0 or done == args.epochs * steps_per_epoch:
                 paused = time.perf_counter()
                 measure(done)
                 began += time.perf_counter() - paused  # the rate is that of training
@@ -403,7 +409,8 @@ MEASURES = dict(kl_same_other="KL(S⁻‖S≠)", kl_same_match="KL(S⁻‖S⁺)"
 
 
 def summarise(log):
-    """{"curves": {name: ([step], [value])}, "final": {name: value}} of the loss, in 40 means, at the end of a tenth, and MEASURES."""
+    """{"curves": {name: ([step], [value])}, "final": {name: value}} of MEASURES and of the loss, which is in 40 means; its final
+    value is the mean of the last tenth of the steps."""
     steps, measures = [row for row in log if "loss" in row], [row for row in log if "gap" in row]
     mean = lambda name, rows: float(np.mean([row[name] for row in rows]))
     edges = np.linspace(0, len(steps), min(40, len(steps)) + 1).astype(int)
@@ -418,25 +425,29 @@ def summarise(log):
 
 def draw(path, groups, results=None, measure=None):
     """groups {label: [a summary of each seed]}: mean and range of Equation 2 and of the loss over training. In the last panel
-    results {task: {label or "none": [accuracy of each seed]}}, or else the similarities of one `measure`."""
+    results {task: {label or "none": {seed: accuracy}}}, or else the similarities of one `measure`."""
     figure = Figure(figsize=(13, 6.4), layout="constrained")
     *panels, last = figure.subplots(2, 3).flat
     for axes, (name, title) in zip(panels, [*MEASURES.items(), ("loss", "training loss (Equation 1)")]):
         for label, seeds in groups.items():
+            seeds = [summary for summary in seeds if summary["curves"][name][1]] or seeds
             values = np.array(list(zip(*(summary["curves"][name][1] for summary in seeds)))).reshape(-1, len(seeds))
             steps = seeds[0]["curves"][name][0][: len(values)]
             axes.plot(steps, values.mean(1), ".-" if name in MEASURES else "-", label=label)
             axes.fill_between(steps, values.min(1), values.max(1), alpha=0.2)
         axes.set(title=title, xlabel="step", ylabel="nats")
     panels[0].legend()
-    for (task, accuracy), color, mark in zip((results or {}).items(), ("black", "gray", "teal", "olive"), "osD^"):
-        places = [label for label in groups if label in accuracy]
-        mean, low, high = (np.array([f(accuracy[label]) for label in places]) for f in (np.mean, np.min, np.max))
-        last.errorbar(places, 100 * mean, 100 * np.stack([mean - low, high - mean]), fmt=mark + "-", color=color, capsize=4, label=task)
+    for i, (task, accuracy) in enumerate((results or {}).items()):
+        places = [place for place, label in enumerate(groups) if label in accuracy]
+        values = [100 * np.array(list(accuracy[label].values())) for label in groups if label in accuracy]
+        color, mean = f"{0.7 * i / len(results):.2f}", [x.mean() for x in values]  # grays, since colours are the groups
+        last.errorbar(places, mean, [[x.mean() - min(x.mean(), x.min()) for x in values], [max(x.mean(), x.max()) - x.mean() for x in values]],
+                      fmt="osD^v*"[i % 6] + "-", color=color, capsize=4, label=task)  # fmt: skip
         if "none" in accuracy:
-            last.axhline(100 * np.mean(accuracy["none"]), ls=":", color=color)
+            last.axhline(100 * np.mean(list(accuracy["none"].values())), ls=":", color=color)
     if results:
         last.set(title="downstream (dotted: without pretraining)", ylabel="top-1 %")
+        last.set_xticks(range(len(groups)), groups, rotation=0 if len(groups) < 5 else 20)
     elif measure:
         edges = np.array(measure["edges"])
         for (_, counts), label in zip(measure["histograms"].items(), ("S⁺", "S⁻", "S≠")):
@@ -448,77 +459,100 @@ def draw(path, groups, results=None, measure=None):
 
 
 def read_runs(paths):
-    """Folders of pretrain.py and finetune.py, or a findings.json -> a row each, the last of a name. What is no finished run is said."""
-    rows = []
+    """Folders of pretrain.py and finetune.py, or a findings.json -> a row each. What is left out is said."""
+    rows = {}
     for path in map(Path, paths):
-        if path.suffix == ".json":
-            rows += json.loads(path.read_text())
-        elif (path / "result.json").exists():
-            result = json.loads((path / "result.json").read_text())
-            asked = result["settings"]
-            rows.append({"run": path.name, "seed": asked["seed"], "data": asked["data"], "arguments": asked,
-                         "task": f"{asked['task']}, {'probe' if asked['probe'] else 'fine-tuned'}, split {asked['split']}",
-                         "accuracy": result["accuracy"], "pretraining": asked["ckpt"] and Path(asked["ckpt"]).parent.name})  # fmt: skip
-        elif (path / "checkpoint.pt").exists():
-            checkpoint = torch.load(path / "checkpoint.pt", map_location="cpu", weights_only=True)
-            args, log = checkpoint["args"], read_log(path / "log.jsonl", checkpoint["progress"]["step"])
-            if checkpoint["progress"]["epoch"] == args["epochs"]:
-                rows.append({"run": path.name, "seed": args["seed"], "data": args["data"], "arguments": args, **summarise(log)})
-            else:
-                print(f"{path}: not finished, left out")
-        elif path.is_dir():
-            print(f"{path}: not a finished run, left out")
-    if not any("final" in row for row in rows):
+        try:
+            for row in [read_run(path)] if path.suffix != ".json" else json.loads(path.read_text()):
+                if row and row["run"] in rows:
+                    print(f"{row['run']}: there twice, the last counts")
+                rows |= {row["run"]: row} if row else {}
+        except Exception as error:  # what foreign bytes do has many names
+            raise BadInput(f"--compare {path}: not what pretrain.py, finetune.py or --compare writes ({error})") from error
+    runs = {name for name, row in rows.items() if "final" in row}
+    if not runs:
         raise BadInput(f"--compare {' '.join(map(str, paths))}: no finished run of pretrain.py among them")
-    for row in rows:  # worlds made one for each seed, toy-3 for seed 3, count as one collection
-        row["data"] = re.sub(rf"-{row['seed']}(?=/|$)", "", row["data"])
-    return list({row["run"]: row for row in rows}.values())
+    for name, row in rows.items():
+        if row.get("pretraining") and row["pretraining"] not in runs:
+            print(f"{name}: fine-tuned from {row['pretraining']}, which is not among the runs")
+    return list(rows.values())
+
+
+def read_run(path):
+    """A run's folder -> its row, None where it is not finished."""
+    if (path / "result.json").exists():
+        result = json.loads((path / "result.json").read_text())
+        args = result["settings"]
+        task = f"{args['task']}, {'probe' if args['probe'] else 'fine-tuned'}, split {args['split']}"
+        pretraining = args["ckpt"] and Path(args["ckpt"]).resolve().parent.name
+        return {"run": path.name, "seed": args["seed"], "task": task, "pretraining": pretraining,
+                "accuracy": result["accuracy"], "arguments": args}  # fmt: skip
+    if (path / "checkpoint.pt").exists():
+        checkpoint = torch.load(path / "checkpoint.pt", map_location="cpu", weights_only=True)
+        args, progress = checkpoint["args"], checkpoint["progress"]
+        if progress["epoch"] == args["epochs"]:
+            return {"run": path.name, "seed": args["seed"], "arguments": args, **summarise(read_log(path / "log.jsonl", progress["step"]))}
+    if path.is_dir() or not path.exists():
+        print(f"{path}: no finished run, left out")
+
+
+def differing(rows, told):
+    """Names of the arguments, but for those told elsewhere, that are not the same in all rows."""
+    names = dict.fromkeys(name for row in rows for name in row["arguments"] if name not in told)
+    return [name for name in names if len({str(row["arguments"].get(name)) for row in rows}) > 1]
 
 
 def group(runs):
     """{collection: {label: [its run of each seed]}}; a label names k and what else the runs differ in: "k = 16, w = 32"."""
     signs = {"w": "w", "jitter": "σ", "tau": "τ"}
-    told = {*signs, "k", "seed", "data", *MAY_CHANGE}
-    others = [name for name in runs[0]["arguments"]
-              if name not in told and len({str(row["arguments"].get(name)) for row in runs}) > 1]  # fmt: skip
 
     def order(row):
         k, w, *others = (row["arguments"][name] or 0 for name in ("k", "w", "jitter", "tau", "seed"))
         return k, w != 0, w == "scene" or -w, *others  # fixed windows from the widest to the narrowest, then scenes
 
-    groups = {}
-    for row in sorted(runs, key=order):
-        args = row["arguments"]
-        marks = [f"k = {args['k']}", *(f"{sign} = {args[name]}" for name, sign in signs.items() if args[name]),
-                 *(f"{name} {args[name]}" for name in others)]  # fmt: skip
-        groups.setdefault(row["data"], {}).setdefault(", ".join(marks), []).append(row)
+    collections, groups = {}, {}
+    for row in sorted(runs, key=order):  # a world made for each seed, toy-3 for seed 3, counts as one
+        name = name_of(row["arguments"]["data"])
+        collections.setdefault(name.removesuffix(f"-{row['seed']}"), []).append(row)
+    for collection, rows in collections.items():
+        others, groups[collection] = differing(rows, {*signs, *MAY_CHANGE, "k", "seed", "data"}), {}
+        for row in rows:
+            args = row["arguments"]
+            marks = [f"{sign} = {args[name]}" for name, sign in signs.items() if args[name]]
+            marks += [f"{name} {args.get(name)}" for name in others]
+            groups[collection].setdefault(", ".join([f"k = {args['k']}", *marks]), []).append(row)
     return groups
 
 
 def sweeps(groups):
     """{name: labels}: k (Figures 1a, 3a), w at the k that has most of them (1b, 3b), jitter and tau beside neither (Table 2)."""
     args = {label: seeds[0]["arguments"] for label, seeds in groups.items()}
+    varied = lambda name, labels: labels if len({args[label][name] for label in labels}) > 1 else []
     changed = [label for label in groups if args[label]["jitter"] or args[label]["tau"]]
     plain = [label for label in groups if label not in changed]
     whole = [label for label in plain if args[label]["w"] is None]
-    most = collections.Counter(args[label]["k"] for label in plain).most_common(1)
+    ks = [args[label]["k"] for label in plain]
+    beside = [label for label in whole if args[label]["k"] in {args[label]["k"] for label in changed}]
     found = {
-        "k": whole,
-        "w": [label for label in plain if args[label]["k"] == most[0][0]],
-        "jitter-tau": [label for label in whole if args[label]["k"] in {args[label]["k"] for label in changed}] + changed,
+        "k": varied("k", whole),
+        "w": varied("w", [label for label in plain if args[label]["k"] == max(ks, key=ks.count)]),
+        "jitter-tau": changed and beside + changed,
     }
-    return {name: labels for name, labels in found.items() if len(labels) > 1}
+    return {name: labels for name, labels in found.items() if labels}
 
 
 def downstream(rows, groups):
-    """{task: {label, or "none" for no pretraining: [accuracy of each seed]}} of these groups."""
-    label = {row["run"]: label for label, seeds in groups.items() for row in seeds} | {None: "none"}
-    mine = [row for row in rows if "task" in row and row["pretraining"] in label]
-    sets = {(row["task"], row["data"]) for row in mine if row["pretraining"]}
+    """{task: {label, or "none" for no pretraining: {seed: accuracy}}} of these groups."""
+    label = {row["run"]: label for label, seeds in groups.items() for row in seeds}
+    tested = [row for row in rows if row.get("pretraining") in label]
+    sets = {(row["task"], row["arguments"]["data"]) for row in tested}
+    tested += [row for row in rows if row.get("pretraining", "") is None and (row["task"], row["arguments"]["data"]) in sets]
     results = {}
-    for row in mine:
-        if (row["task"], row["data"]) in sets:
-            results.setdefault(row["task"], {}).setdefault(label[row["pretraining"]], []).append(row["accuracy"])
+    for row in tested:
+        alike = [other for other in tested if other["task"] == row["task"]]
+        marks = [f", {name} {row['arguments'].get(name)}" for name in differing(alike, {"seed", "ckpt", "weights", "data"})]
+        places = results.setdefault(row["task"] + "".join(marks), {})
+        places.setdefault(label.get(row["pretraining"], "none"), {})[row["seed"]] = row["accuracy"]
     return results
 
 
@@ -528,18 +562,17 @@ def compare(paths, out):
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "findings.json", lambda path: path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"))
     spread = lambda x: f"{np.mean(x):.3g}" + (f" ± {np.std(x, ddof=1):.2g}" if len(x) > 1 else "")
-    for data, groups in group([row for row in rows if "final" in row]).items():
+    for collection, groups in group([row for row in rows if "final" in row]).items():
         results = downstream(rows, groups)
-        name = Path(data).parent.name if Path(data).name == "films" else Path(data).name  # a toy world's
         for sweep, labels in sweeps(groups).items():
-            draw(out / f"{name}-{sweep}.png", {label: groups[label] for label in labels}, results)
-            print(out / f"{name}-{sweep}.png")
-        print("", f"| {data} | seeds | loss | {' | '.join(MEASURES.values())} | {' | '.join(results)} |", sep="\n")
+            draw(out / f"{collection}-{sweep}.png", {label: groups[label] for label in labels}, results)
+            print(out / f"{collection}-{sweep}.png")
+        print("", f"| {collection} | seeds | loss | {' | '.join(MEASURES.values())} | {' | '.join(results)} |", sep="\n")
         print("|---" * (7 + len(results)) + "|")
-        for label in [*groups, "none"]:
+        for label in [*groups, "none"] if results else groups:
             seeds = groups.get(label, ())
             cells = [[row["final"][name] for row in seeds if name in row["final"]] for name in ("loss", *MEASURES)]
-            cells += [[100 * x for x in results[task].get(label, ())] for task in results]
+            cells += [[100 * x for x in results[task].get(label, {}).values()] for task in results]
             print(f"| {label} | {len(seeds) or ''} | {' | '.join(spread(cell) if cell else '' for cell in cells)} |")
     print("", f"{out}/findings.json, {len(rows)} runs", sep="\n")
 
