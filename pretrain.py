@@ -434,17 +434,17 @@ def draw(path, groups, results=None, measure=None):
             values = np.array(list(zip(*(summary["curves"][name][1] for summary in seeds)))).reshape(-1, len(seeds))
             steps = seeds[0]["curves"][name][0][: len(values)]
             axes.plot(steps, values.mean(1), ".-" if name in MEASURES else "-", label=label)
-            axes.fill_between(steps, values.min(1), values.max(1), alpha=0.2)
+            axes.fill_between(steps, values.min(1), values.max(1), alpha=0.15)
         axes.set(title=title, xlabel="step", ylabel="nats")
     panels[0].legend()
     for i, (task, accuracy) in enumerate((results or {}).items()):
-        places = [place for place, label in enumerate(groups) if label in accuracy]
-        values = [100 * np.array(list(accuracy[label].values())) for label in groups if label in accuracy]
-        color, mean = f"{0.7 * i / len(results):.2f}", [x.mean() for x in values]  # grays, since colours are the groups
-        last.errorbar(places, mean, [[x.mean() - min(x.mean(), x.min()) for x in values], [max(x.mean(), x.max()) - x.mean() for x in values]],
-                      fmt="osD^v*"[i % 6] + "-", color=color, capsize=4, label=task)  # fmt: skip
-        if "none" in accuracy:
-            last.axhline(100 * np.mean(list(accuracy["none"].values())), ls=":", color=color)
+        percent = {label: [100 * x for x in seeds.values()] for label, seeds in accuracy.items()}
+        places = {place: percent[label] for place, label in enumerate(groups) if label in percent}
+        color = f"{0.7 * i / len(results):.2f}"  # grays, since colours are the groups
+        last.plot(list(places), list(map(np.mean, places.values())), "osD^v*"[i % 6] + "-", color=color, label=task)
+        last.vlines(list(places), list(map(min, places.values())), list(map(max, places.values())), color=color)
+        if "none" in percent:
+            last.axhline(np.mean(percent["none"]), ls=":", color=color)
     if results:
         last.set(title="downstream (dotted: without pretraining)", ylabel="top-1 %")
         last.set_xticks(range(len(groups)), groups, rotation=0 if len(groups) < 5 else 20)
@@ -454,7 +454,7 @@ def draw(path, groups, results=None, measure=None):
             last.stairs(np.array(counts) / sum(counts) / np.diff(edges), edges, label=label)
         last.set(title=f"similarities at step {measure['step']}", xlabel="z_v · z_a", ylabel="density")
     if results or measure:
-        last.legend()
+        last.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1))
     figure.savefig(path, dpi=110, format="png")
 
 
