@@ -84,12 +84,6 @@ def parse_args(argv=None):
     return args
 
 
-def name_of(data):
-    """Of a collection: its folder's, or that of the world whose films it is."""
-    path = Path(data).resolve()
-    return (path.parent if path.name == "films" else path).name.removesuffix(".txt")
-
-
 def window(text):
     if text != "scene" and not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text}: must be scene, or a number of snippets")
@@ -406,6 +400,12 @@ def main(args):
 # ---------------------------------------------------------------------------------------------------------------------
 
 MEASURES = dict(kl_same_other="KL(S⁻‖S≠)", kl_same_match="KL(S⁻‖S⁺)", kl_other_match="KL(S≠‖S⁺)", gap="KL(S≠‖S⁺) − KL(S⁻‖S⁺)")
+
+
+def name_of(data):
+    """Of a collection: its folder's, or that of the world whose films it is."""
+    path = Path(data).resolve()
+    return (path.parent if path.name == "films" else path).name.removesuffix(".txt")
 
 
 def summarise(log):
