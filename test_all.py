@@ -1830,8 +1830,8 @@ def test_sweeps_are_drawn_over_seeds(run, toy, tmp_path):
 
 # The findings, and what each asks: r(collection, label, figure) is an array over the seeds, and every difference should be
 # above 0. Verdicts: "holds", each in every seed; "holds in the mean", each mean of the seeds; "in part", some of the means;
-# "does not hold", none. Written down before the runs were made, but for two things that were added while they were: that a
-# discrepancy's size counts, not its sign, and that w = k is held against w = M_n too.
+# "does not hold", none. Written down before the runs were made; while they were, three things changed: a discrepancy's size
+# counts, not its sign; w = k is held against w = M_n too; a third, weaker world for finding 4 was given up, before it was seen.
 
 FIGURES = {name: f"toy-{task}, {how}" for task in ("action", "sound") for name, how in
            ((task, "probe, split all"), (f"{task} tuned", "fine-tuned, split 1"))}  # fmt: skip
@@ -1861,7 +1861,7 @@ FINDINGS = {
     3: lambda r: ascending(r, DISCREPANCIES, "k = 16, w = 16", "k = 16, w = 32")
         + ascending(r, (*DISCREPANCIES, *TASKS), "k = 16, w = 16", "k = 16"),
     4: lambda r: [m for k in (4, 16, 64) for m in ascending(r, TASKS, "k = 1", f"k = {k}")]
-        + [gain(r, more, task) - gain(r, less, task) for less, more in (("mild", "films"), ("films", "tv")) for task in TASKS],
+        + [gain(r, "tv", task) - gain(r, "films", task) for task in TASKS],
     5: lambda r: ascending(r, ["loss"], "k = 1", "k = 4", "k = 16", "k = 64")
         + ascending(r, ["loss"], "k = 16", "k = 16, w = 32", "k = 16, w = 16") + ascending(r, ["loss"], "k = 64", "k = 16, w = 16"),
     6: lambda r: ascending(r, DISCREPANCIES, "k = 16", "k = 1, σ = 1.0", "k = 1"),
@@ -1903,7 +1903,7 @@ def test_the_findings_ask_what_they_say(run, tmp_path):
     row, = json.loads((tmp_path / "findings.json").read_text())
     rows, hard = [], {"1": 0, "4": 1, "16": 2, "64": 3, "1 1.0": 0.5, "16 32": 2.5, "16 16": 4, "16 scene": 2.4, "16 0.07": 2, "16 0.3": 2}
     for seed, (collection, strength), (name, level) in [(s, c, h) for s in (1, 2, 3)
-                                                        for c in (("mild", 1), ("films", 2), ("tv", 3)) for h in hard.items()]:
+                                                        for c in (("films", 2), ("tv", 3)) for h in hard.items()]:
         k, how = (name.split() + [None])[:2]
         args = {**row["arguments"], "k": int(k), "seed": seed, "data": f"datasets/{collection}-{seed}/films", "jitter": 0.0}
         args |= {"w": int(how) if how in ("32", "16") else "scene" if how == "scene" else None}
