@@ -447,14 +447,14 @@ def draw(path, groups, results=None, measure=None):
             last.axhline(np.mean(percent["none"]), ls=":", color=color)
     if results:
         last.set(title="downstream (dotted: without pretraining)", ylabel="top-1 %")
-        last.set_xticks(range(len(groups)), groups, rotation=0 if len(groups) < 5 else 20)
+        last.set_xticks(range(len(groups)), [label.replace(", ", "\n") for label in groups])
     elif measure:
         edges = np.array(measure["edges"])
         for (_, counts), label in zip(measure["histograms"].items(), ("S⁺", "S⁻", "S≠")):
             last.stairs(np.array(counts) / sum(counts) / np.diff(edges), edges, label=label)
         last.set(title=f"similarities at step {measure['step']}", xlabel="z_v · z_a", ylabel="density")
     if results or measure:
-        last.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1))
+        last.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
     figure.savefig(path, dpi=110, format="png")
 
 
