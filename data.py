@@ -1607,7 +1607,7 @@ def main(args):
     fmt = Format.of(args)
     for name, value in vars(args).items():
         from_0 = name in ("seed", "artefacts", "at")
-        if isinstance(value, (int, float)) and (value < 0 or value == 0 and not from_0):
+        if type(value) in (int, float) and (value < 0 or value == 0 and not from_0):
             raise BadInput(f"--{name.replace('_', '-')} {value}: must be {'0 or more' if from_0 else 'above 0'}")
     if args.command == "toy":
         make_toy(args.dir, args.seed, args.artefacts, args.titles, args.snippets)

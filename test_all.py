@@ -1361,7 +1361,7 @@ def test_what_pretraining_refuses(toy, run, tmp_path):
     films = toy / "films"
     no = lambda *argv: refused("pretrain.py", *SMALL, "--data", films, "--out", tmp_path / "new", *argv)
     assert "--k 5: must be a divisor of a process's batch, 16" in no("--k", 5, "--w", 5)
-    assert "--w 3: must be --k (4) or more" in no("--w", 3)
+    assert "--w 3: must be scene, or --k (4) or more" in no("--w", 3)
     assert "none: no such folder" in no("--data", tmp_path / "none")
     (tmp_path / "empty").mkdir()
     assert "no media files" in no("--data", tmp_path / "empty")
@@ -1934,6 +1934,22 @@ def test_the_findings_ask_what_they_say(run, tmp_path):
     rows[:] = [row for row in rows if row["run"] != "films-2-4"]
     with pytest.raises(KeyError):                        # a seed that is missing is no seed of another
         verdicts()
+
+
+def test_the_verdicts_in_the_readme_follow_from_the_runs():
+    r = figures_of(HERE / "assets" / "findings.json")
+    rows = {line.split("|")[1].strip(): line for line in (HERE / "README.md").read_text().splitlines() if line.startswith("| ")}
+    for number, ask in FINDINGS.items():
+        cells = [cell.strip() for cell in rows[str(number)].split("|")[1:-1]]
+        assert all(len(margin) >= 3 for margin in ask(r) if number != 7)
+        assert cells[-2:] == ["3", verdict(ask(r))], (number, [margin.round(3).tolist() for margin in ask(r)])
+
+
+def test_the_table_in_the_readme_is_what_the_comparison_prints(tmp_path, capsys):
+    pretrain.compare([HERE / "assets" / "findings.json"], tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| k")]
+    text = (HERE / "README.md").read_text()
+    assert len(lines) == 12 and all(line in text for line in lines)
 
 
 if __name__ == "__main__":  # python test_all.py findings.json: the verdicts on runs of your own
