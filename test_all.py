@@ -1661,6 +1661,7 @@ def test_novelty_peaks_where_a_scene_begins():
     features = [np.repeat(places[:, kind], lengths, axis=0) + 0.3 * rng.normal(size=(56, 20)) for kind in (0, 1)]
     novelty = data.measure_novelty(*features)
     assert data.pick_peaks(novelty) == [12, 17, 47] and novelty[[12, 17, 47]].min() > 2 * novelty[30]
+    assert data.pick_peaks(np.array([0, 0, 0, 0.5, 0.5, 0.5, 0.1, 0, 0])) == [3]  # of equals the first
     assert data.pick_peaks(data.measure_novelty(np.ones((20, 3)), np.zeros((20, 2)))) == []
     assert data.pick_peaks(data.measure_novelty(np.ones((1, 3)), np.zeros((1, 2)))) == []
 
