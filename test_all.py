@@ -1831,7 +1831,7 @@ def test_sweeps_are_drawn_over_seeds(run, toy, tmp_path):
 
 # The findings, and what each asks: r(collection, label, figure) is an array over the seeds, and every difference should be
 # above 0. Verdicts: "holds", each in every seed; "holds in the mean", each mean of the seeds; "in part", some of the means;
-# "does not hold", none. Written down before the runs were made; while they were, three things changed: a discrepancy's size
+# "does not hold", none. Written down before a result was seen; while the runs were made, three things changed: a discrepancy's size
 # counts, not its sign; w = k is held against w = M_n too; a third, weaker world for finding 4 was given up, before it was seen.
 
 FIGURES = {name: f"toy-{task}, {how}" for task in ("action", "sound") for name, how in
