@@ -213,13 +213,13 @@ class Reader:
         width, height = frame.width * self.aspect, frame.height
         scale = short_side / min(width, height) / multiple
         size = round(width * scale) * multiple, round(height * scale) * multiple
-        rgb = self.reformatter.reformat(frame, *size, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1)
-        return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90)) if frame.rotation else rgb.to_ndarray()
+        image = self.squeeze(frame, *size)
+        return np.rot90(image, round(frame.rotation / 90)) if frame.rotation else image
 
-    def thumbnail(self, frame):
-        """av.VideoFrame -> RGB uint8 (16, 16, 3), squeezed: what a film's scenes are told by."""
-        rgb = self.reformatter.reformat(frame, 16, 16, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1)
-        return rgb.to_ndarray()
+    def squeeze(self, frame, width, height):
+        """av.VideoFrame -> RGB uint8 (height, width, 3)."""
+        size = dict(width=width, height=height, format="rgb24", interpolation=Interpolation.BILINEAR, threads=1)
+        return self.reformatter.reformat(frame, **size).to_ndarray()
 
 
 def start_of(stream):
@@ -624,7 +624,7 @@ def remember(key, paths, work, pool, label, quiet, keep=lambda found: True):
         with contextlib.suppress(OSError):  # where no cache can be written, the next start takes longer: no more
             folder.mkdir(parents=True, exist_ok=True)
             good = {path: [stamps[path], found] for path, found in index.items() if path in stamps and keep(found)}
-            write_whole(cache, json.dumps(good).encode())
+            write_whole(cache, lambda path: path.write_text(json.dumps(good)), os.getpid())
 
     written = time.monotonic()
     try:
@@ -640,11 +640,19 @@ def remember(key, paths, work, pool, label, quiet, keep=lambda found: True):
     return index
 
 
-def write_whole(path, content):
-    """A file that is there whole or not at all, also when two write it at a time."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+def write_whole(path, write, mark="tmp"):
+    """`write(temporary path)`, then a rename: a reader, or a kill, finds the old file or the new one, whole.
+
+    mark: of the temporary file's name, where two processes may write the same one at a time.
+    """
+    temporary = path.with_name(f".{path.name}.{mark}")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -668,7 +676,7 @@ def find_scenes(path, start, count, fmt, language=None):
     torch.set_num_threads(1)
     front, pictures, sounds = AudioFrontEnd(fmt), [], []
     with contextlib.closing(Reader(path, language)) as reader:
-        for _, images, waveform in read_film(reader, start, count, fmt, reader.thumbnail):
+        for _, images, waveform in read_film(reader, start, count, fmt, lambda image: reader.squeeze(image, 16, 16)):
             if images is None and not pictures:
                 continue
             elif images is None:
@@ -1033,16 +1041,10 @@ def prepare_file(path, destination, span, fmt, language):
     for name in os.listdir(destination.parent):
         if name.startswith(f".{destination.name}."):           # of a run that was killed
             os.unlink(destination.parent / name)
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}")
     try:
-        write_media(temporary, pieces(), fmt, **PREPARED)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(destination)
+        write_whole(destination, lambda temporary: write_media(temporary, pieces(), fmt, **PREPARED), os.getpid())
     except (av.error.FFmpegError, OSError) as error:
         raise BadInput(f"{path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return count - len(lost), len(lost), destination.stat().st_size
 
 
@@ -1090,7 +1092,7 @@ def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1)):
     where = destinations(titles, source, target)
     index = index_files(list(where), source, language, quiet=False)
     target.mkdir(parents=True, exist_ok=True)
-    write_whole(note, json.dumps(settings).encode())
+    write_whole(note, lambda path: path.write_text(json.dumps(settings)), os.getpid())
 
     jobs, skipped, before = [], [], 0
     for path in list(where)[shard[0] - 1 :: shard[1]]:
@@ -1176,10 +1178,7 @@ def check(source, fmt, language=None, batch_size=512, scenes=False):
 
 def show(path, at, fmt, out, language=None):
     """A picture of the snippet at a time, as the networks get it: T frames above the log-mel, on one time axis."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     with contextlib.closing(Reader(path, language)) as reader:
         for kind in ("video", "audio"):
@@ -1191,15 +1190,14 @@ def show(path, at, fmt, out, language=None):
         middle = lambda frame: crop(reader.resize(frame, fmt.short_side), CENTRE, fmt.crop)
         crops, waveform = read_snippets(reader, start + at, 1, fmt, middle)
     mel = AudioFrontEnd(fmt).log_mel(torch.from_numpy(waveform)[None])[0]                                 # (P, Q)
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(fmt.frames, 4), sharex=True, layout="constrained",
-                                             height_ratios=(1, 2))  # fmt: skip
+    figure = Figure(figsize=(fmt.frames, 4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     extent = (at, at + fmt.seconds, 0, 1)
     above.imshow(np.concatenate(crops, axis=2).transpose(1, 2, 0), extent=extent, aspect="auto")
     above.set(yticks=[], title=f"{shown(os.path.basename(path))}: {fmt.frames} frames of {fmt.crop} x {fmt.crop} pixels")
     below.imshow(mel.numpy(), extent=(at, at + fmt.seconds, 0, fmt.mels), origin="lower", aspect="auto", cmap="magma")
     below.set(xlabel="s", ylabel="mel filter")
     figure.savefig(out, dpi=80)
-    pyplot.close(figure)
 
 
 def show_scenes(path, fmt, out, language=None):

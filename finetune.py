@@ -130,7 +130,7 @@ def open_run(out, settings):
     state = dict(settings=settings, split=None, epoch=0, log=[], confusion={}, summary=None)
     if (out / "last.pt").exists():
         state = torch.load(out / "last.pt", map_location="cpu", weights_only=True)
-    elif out.exists() and (not out.is_dir() or any(not path.name.startswith("part-") for path in out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(path.name[0] != "." for path in out.iterdir())):
         fail(f"--out {out}: exists, and holds no run of finetune.py; name another folder")
     for name, value in settings.items():
         if state["settings"].get(name) != value:
@@ -222,13 +222,6 @@ def evaluate(net, front_end, test, classes, rank, processes, loading, features=N
     return counts.cpu()
 
 
-def write(path, save):
-    """Whole or not at all: a kill leaves the file of before."""
-    part = path.with_name("part-" + path.name)
-    save(part)
-    part.replace(path)
-
-
 def draw_confusion(counts, names, title):
     """Each row is a true class: what share of its test videos was taken for what."""
     percent = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
@@ -288,7 +281,7 @@ def main(args):
     loading = dict(num_workers=args.workers, pin_memory=device.type == "cuda")
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
-        write(out / "last.pt", partial(torch.save, state))  # from here on the folder is this run's
+        data.write_whole(out / "last.pt", partial(torch.save, state))  # from here on the folder is this run's
 
     for split in [split for split in splits if split not in state["confusion"]]:
         # Data; from scratch, sound is standardised by up to 256 of its training clips
@@ -357,8 +350,8 @@ def main(args):
             state["log"].append({**row, "seconds": time.perf_counter() - begun, "waiting": waiting})
             state.update(split=split, epoch=epoch + 1, model=net.state_dict(), optimizer=optimizer.state_dict())
             if rank == 0:
-                write(out / "last.pt", partial(torch.save, state))
-                write(out / "log.jsonl", partial(Path.write_text, data="\n".join(map(json.dumps, state["log"])) + "\n"))
+                data.write_whole(out / "last.pt", partial(torch.save, state))
+                data.write_whole(out / "log.jsonl", partial(Path.write_text, data="\n".join(map(json.dumps, state["log"])) + "\n"))
         bar.close()
         del batches  # ends its workers
 
@@ -371,8 +364,8 @@ def main(args):
         state["confusion"][split] = evaluate(net, front_end, test, len(names), rank, processes, loading, features)
         if rank == 0:
             kept = dict(model=net.state_dict(), classes=names, front_end=data.front_end_state(fmt, video, audio))
-            write(out / f"split{split}.pt", partial(torch.save, kept))
-            write(out / "last.pt", partial(torch.save, state))
+            data.write_whole(out / f"split{split}.pt", partial(torch.save, kept))
+            data.write_whole(out / "last.pt", partial(torch.save, state))
 
     # Save
     if rank == 0:
@@ -385,9 +378,9 @@ def main(args):
         result = dict(task=args.task, accuracy=mean, accuracy_of_split=accuracy, tests_of_split=tests, summary=summary,
                       accuracy_of_class=dict(zip(names, right.tolist())), weights=origin, torch=torch.__version__,
                       training_seconds=sum(row["seconds"] for row in state["log"]), settings=settings)  # fmt: skip
-        write(out / "confusion.png", draw_confusion(counts, names, summary[-1]).savefig)
-        write(out / "result.json", partial(Path.write_text, data=json.dumps(result, indent=1) + "\n"))
-        write(out / "last.pt", partial(torch.save, {**state, "summary": summary, "model": None, "optimizer": None}))
+        data.write_whole(out / "confusion.png", partial(draw_confusion(counts, names, summary[-1]).savefig, format="png"))
+        data.write_whole(out / "result.json", partial(Path.write_text, data=json.dumps(result, indent=1) + "\n"))
+        data.write_whole(out / "last.pt", partial(torch.save, {**state, "summary": summary, "model": None, "optimizer": None}))
         print(*summary, sep="\n")
     if processes > 1:
         dist.destroy_process_group()

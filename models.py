@@ -216,6 +216,4 @@ def benchmark(batch=2, steps=2):
 
 
 if __name__ == "__main__":
-    for make in (r2plus1d_18, audio_resnet18):
-        print(f"{make.__name__}: {sum(p.numel() for p in make().parameters()):,} parameters")
     benchmark()

@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 8 pretrain.py --k 16            the paper: 8 GPUs, films in datasets/movies
     torchrun --nproc_per_node 8 pretrain.py --k 64 --gather   each sample against the whole batch, not its GPU's share
 
-The same command again goes on where the last one stopped. A run is a folder: checkpoint.pt, log.jsonl, curves.png.
+The same command again goes on where the last one stopped. A run is a folder: checkpoint.pt, log.jsonl, curves.png, result.json.
 
     python pretrain.py --compare runs/*                       those of finetune.py too: pictures, a table, findings.json
 """
@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import AudioFrontEnd, BadInput, Format, Titles, VideoFrontEnd, front_end_state, make_toy, refuse
+from data import AudioFrontEnd, BadInput, Format, Titles, VideoFrontEnd, front_end_state, make_toy, refuse, write_whole
 from loss import discrepancy, gather, nce_loss
 from models import AudioVisualModel
 from sampler import HierarchicalSampler
@@ -129,15 +129,6 @@ def load_run(args, settings):
         told = ", ".join(f"{name} {old.get(name)} and not {settings[name]}" for name in differing)
         raise BadInput(f"--out {args.out}: holds a run of other arguments ({told}); name another folder")
     return checkpoint
-
-
-def write_atomically(path, write):
-    """`write(temporary path)`, then a rename: a reader, or a kill, finds the old file or the new one, whole."""
-    temporary = path.with_name("." + path.name + ".tmp")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_log(path, last_step):
@@ -290,7 +281,7 @@ def main(args):
     log = read_log(out / "log.jsonl", epoch * steps_per_epoch + step) if checkpoint else []
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "log.jsonl", lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in log)))
+        write_whole(out / "log.jsonl", lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in log)))
         log_file = open(out / "log.jsonl", "a", buffering=1)  # a line at a time
 
     def write_log(**row):
@@ -307,10 +298,10 @@ def main(args):
             state["optimizer"] = optimizer.state_dict()
             state["progress"] = {"epoch": epoch, "step": done, "sampler": {"epoch": epoch, "step": step},
                                  "snippets": done * args.batch_size, "bad": bad, "titles": train.names}  # fmt: skip
-            write_atomically(out / "checkpoint.pt", lambda path: torch.save(state, path))
+            write_whole(out / "checkpoint.pt", lambda path: torch.save(state, path))
             measures = [row for row in log if "gap" in row]
             picture = lambda path: draw(path, {f"k = {args.k}": [summarise(log)]}, measure=measures[-1] if measures else None)
-            write_atomically(out / "curves.png", picture)
+            write_whole(out / "curves.png", picture)
 
     def measure(done):
         measures = measure_held_out(model, held_out, video_front, audio_front, args, rank, world_size, device)
@@ -390,7 +381,10 @@ def main(args):
 
     if steps_here:
         say(f"trained   {steps_here} steps in {elapsed:.0f} s: {rate}")
-    say(f"finished  {out}/checkpoint.pt, log.jsonl, curves.png")
+    if rank == 0:
+        result = {"arguments": settings, **summarise(log)}
+        write_whole(out / "result.json", lambda path: path.write_text(json.dumps(result) + "\n"))
+    say(f"finished  {out}/checkpoint.pt, log.jsonl, curves.png, result.json")
     if world_size > 1:
         dist.destroy_process_group()
 
@@ -463,11 +457,13 @@ def read_runs(paths):
     rows = {}
     for path in map(Path, paths):
         try:
-            for row in [read_run(path)] if path.suffix != ".json" else json.loads(path.read_text()):
-                if row and row["run"] in rows:
+            for row in json.loads(path.read_text()) if path.suffix == ".json" else [read_run(path)]:
+                if row["run"] in rows:
                     print(f"{row['run']}: there twice, the last counts")
-                rows |= {row["run"]: row} if row else {}
-        except Exception as error:  # what foreign bytes do has many names
+                rows[row["run"]] = row
+        except (FileNotFoundError, NotADirectoryError):
+            print(f"{path}: no finished run, left out")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(f"--compare {path}: not what pretrain.py, finetune.py or --compare writes ({error})") from error
     runs = {name for name, row in rows.items() if "final" in row}
     if not runs:
@@ -479,21 +475,14 @@ def read_runs(paths):
 
 
 def read_run(path):
-    """A run's folder -> its row, None where it is not finished."""
-    if (path / "result.json").exists():
-        result = json.loads((path / "result.json").read_text())
+    """The result.json of a run's folder -> its row."""
+    result = json.loads((path / "result.json").read_text())
+    if "settings" in result:  # of finetune.py
         args = result["settings"]
         task = f"{args['task']}, {'probe' if args['probe'] else 'fine-tuned'}, split {args['split']}"
         pretraining = args["ckpt"] and Path(args["ckpt"]).resolve().parent.name
-        return {"run": path.name, "seed": args["seed"], "task": task, "pretraining": pretraining,
-                "accuracy": result["accuracy"], "arguments": args}  # fmt: skip
-    if (path / "checkpoint.pt").exists():
-        checkpoint = torch.load(path / "checkpoint.pt", map_location="cpu", weights_only=True)
-        args, progress = checkpoint["args"], checkpoint["progress"]
-        if progress["epoch"] == args["epochs"]:
-            return {"run": path.name, "seed": args["seed"], "arguments": args, **summarise(read_log(path / "log.jsonl", progress["step"]))}
-    if path.is_dir() or not path.exists():
-        print(f"{path}: no finished run, left out")
+        result = {"task": task, "pretraining": pretraining, "accuracy": result["accuracy"], "arguments": args}
+    return {"run": path.name, "seed": result["arguments"]["seed"], **result}
 
 
 def differing(rows, told):
@@ -560,7 +549,7 @@ def compare(paths, out):
     """findings.json with a row a run; for each collection a picture of each sweep, and a table: Table 1."""
     rows, out = read_runs(paths), Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "findings.json", lambda path: path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"))
+    write_whole(out / "findings.json", lambda path: path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"))
     spread = lambda x: f"{np.mean(x):.3g}" + (f" ± {np.std(x, ddof=1):.2g}" if len(x) > 1 else "")
     for collection, groups in group([row for row in rows if "final" in row]).items():
         results = downstream(rows, groups)

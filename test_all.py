@@ -1785,9 +1785,8 @@ def test_runs_are_compared(run, toy, tmp_path):
     pretrain.main(arguments(toy, tmp_path / "other", "--k", "2"))
     fine_tune(toy, tmp_path / "tuned", "toy-sound", "--ckpt", run / "checkpoint.pt", "--probe")
     fine_tune(toy, tmp_path / "scratch", "toy-sound", "--probe")
-    unfinished = load(run)
     (tmp_path / "half").mkdir()
-    torch.save({**unfinished, "progress": {**unfinished["progress"], "epoch": 0}}, tmp_path / "half" / "checkpoint.pt")
+    shutil.copy(run / "checkpoint.pt", tmp_path / "half")
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.log").write_text("not a folder")
     code, said, err = run_script("pretrain.py", "--compare", run, *sorted(tmp_path.iterdir()), "nowhere", "--out", tmp_path / "out")
@@ -1803,7 +1802,8 @@ def test_runs_are_compared(run, toy, tmp_path):
     assert table["k = 4, w = 8"][-1] == f"{accuracy[0]:.3g}" and table["none"][-1] == f"{accuracy[1]:.3g}"
     assert table["k = 2, w = 8"][1:3] == ["1", f"{log_of(tmp_path / 'other')[-1]:.3g}"] and table["k = 2, w = 8"][-1] == ""
     assert "no finished run" in refused("pretrain.py", "--compare", tmp_path / "half")
-    assert "not what pretrain.py" in refused("pretrain.py", "--compare", HERE / "README.md.json")
+    (tmp_path / "foreign.json").write_text('{"loss": 1}')
+    assert "not what pretrain.py" in refused("pretrain.py", "--compare", tmp_path / "foreign.json")
     again = run_script("pretrain.py", "--compare", tmp_path / "out" / "findings.json", "--out", tmp_path / "again")
     assert (tmp_path / "again" / "findings.json").read_text() == (tmp_path / "out" / "findings.json").read_text() and not again[0]
 
