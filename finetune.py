@@ -5,8 +5,8 @@
     python finetune.py --task hmdb51 --ckpt runs/movies-k16/checkpoint.pt     one GPU; split 1, as in Tables 1 to 4
     torchrun --nproc_per_node 8 finetune.py --task ucf101 --split all --ckpt runs/movies-k16/checkpoint.pt     Table 5
 
-A run is a folder: result.json, confusion.png, split1.pt (the classifier), log.jsonl. The same command goes on after a
-kill, which costs an epoch at most. The last epoch counts: the test videos are looked at once, at the end.
+A run is a folder: result.json, confusion.png, split1.pt (the classifier), log.jsonl (not of a probe). The same command
+goes on after a kill, which costs an epoch at most. The last epoch counts: the test videos are looked at once, at the end.
 
 B clips, T frames of H x W pixels, S samples of sound, P mel filters, Q audio frames; C classes, V views of a test file.
 """

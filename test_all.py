@@ -1653,6 +1653,7 @@ def test_scenes_of_a_damaged_film_still_add_up(tmp_path):
     damage(tmp_path / "film.mkv", (0.5, 0.6))
     titles = Titles(tmp_path, TINY, scenes=True)
     assert sum(titles.scenes[0]) == titles.counts[0] == 37
+    assert any(titles[0, m, (m,)][3] for m in range(37))  # there are snippets that cannot be read
 
 
 def test_novelty_peaks_where_a_scene_begins():
