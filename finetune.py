@@ -54,7 +54,7 @@ def parse_arguments(argv=None):
     add("--ckpt", metavar="FILE", help="written by pretrain.py; without it the network is trained from scratch")
     add("--data", metavar="DIR", help="the set as its authors publish it (default: datasets/TASK)")
     add("--split", default="1", help="4.2: 1 in the ablations; all: the mean of the 3 splits, or 5 folds (Table 5)")
-    add("--probe", action="store_true", help="our choice: frozen features of the test views, unaugmented, and logistic regression on them")
+    add("--probe", action="store_true", help="our choice: the network stays as it is; logistic regression on its features")
     add("--out", metavar="DIR", help="default: runs/TASK-NAME, NAME the folder of the checkpoint, or `scratch`")
     add("--seed", type=int, default=0, help="our choice, as the paper names none")
     add("--workers", type=int, help="processes that read, for each GPU; they change the speed and nothing else")

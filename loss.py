@@ -29,13 +29,13 @@ def nce_loss(z_v, z_a, tau=None):
     s = similarity(z_v, z_a, tau)                                            # (B, B)
     diagonal = torch.eye(len(s), dtype=torch.bool, device=s.device)
     positive = s.diagonal()                                                  # (B,) s_ii
-    row = s.logsumexp(dim=1)                                                 # (B,) the positive, and negatives s_ij
-    column = s.masked_fill(diagonal, -torch.inf).logsumexp(dim=0)            # (B,) negatives s_ji
+    row = s.logsumexp(dim=1)                                                 # (B,) the positive and the negatives s_ij
+    column = s.masked_fill(diagonal, -torch.inf).logsumexp(dim=0)            # (B,) the negatives s_ji alone
     return (torch.logaddexp(row, column) - positive).mean()
 
 
 def similarity(z_v, z_a, tau=None):
-    """s (B, B), in fp32 at least, whatever autocast says: e^s of a plain product has no room for bf16's 8 bits."""
+    """s (B, B), in fp32 at least, whatever autocast says: bf16 keeps 8 bits, too few for an exponent."""
     with torch.autocast(z_v.device.type, enabled=False):
         exact = torch.promote_types(z_v.dtype, torch.float32)
         z_v, z_a = z_v.to(exact), z_a.to(exact)
@@ -47,9 +47,9 @@ def similarity(z_v, z_a, tau=None):
 def gather(z):
     """Embeddings of all W processes, (B, d) -> (W * B, d): `--gather` contrasts each sample with the whole batch.
 
-    A gathered tensor carries no gradient, so each process puts its own share back in. Of the one loss that all compute,
-    a process then has the exact gradient for its own embeddings. DDP averages the W contributions where their *sum* is
-    the gradient: the caller must multiply the loss by W before `backward`.
+    A gathered tensor carries no gradient, so each process puts its own share back in. All compute the same loss, and the
+    backward pass of each reaches its own B rows. The gradient is the *sum* over the processes, of which DDP takes the
+    mean: the caller must multiply the loss by W before `backward`.
     """
     shares = [torch.empty_like(z) for _ in range(dist.get_world_size())]
     dist.all_gather(shares, z.detach().contiguous())
@@ -85,8 +85,8 @@ def discrepancy(z_v, z_a, title, tau=None, bins=64, pseudo_count=0.5):
         raise ValueError("equation 2 needs two titles or more, and two snippets or more of one of them")
     low, high = s.min().item(), s.max().item()
     # In parts, because histc counts in fp32, which has no 2**24 + 1.
-    h = {name: sum(torch.histc(y, bins, low, high).double() for y in x.split(2**24)) for name, x in pairs.items()}
-    p = {name: (counts + pseudo_count) / (counts + pseudo_count).sum() for name, counts in h.items()}
+    histograms = {name: sum(torch.histc(y, bins, low, high).double() for y in x.split(2**24)) for name, x in pairs.items()}
+    p = {name: (counts + pseudo_count) / (counts + pseudo_count).sum() for name, counts in histograms.items()}
 
     def kl(a, b):
         return (p[a] * (p[a] / p[b]).log()).sum().item()
@@ -98,5 +98,5 @@ def discrepancy(z_v, z_a, title, tau=None, bins=64, pseudo_count=0.5):
         "gap": kl("other", "match") - kl("same", "match"),
         "counts": {name: len(x) for name, x in pairs.items()},
         "edges": torch.linspace(low, high, bins + 1).tolist(),
-        "histograms": {name: counts.long().tolist() for name, counts in h.items()},
+        "histograms": {name: counts.long().tolist() for name, counts in histograms.items()},
     }

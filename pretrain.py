@@ -33,7 +33,7 @@ from models import AudioVisualModel
 from sampler import HierarchicalSampler
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Arguments: without flags, the paper's run
+# Arguments: without flags, under torchrun on 8 GPUs, the paper's run
 # ---------------------------------------------------------------------------------------------------------------------
 
 TOY = dict(
@@ -403,8 +403,8 @@ def name_of(data):
 
 
 def summarise(log):
-    """{"curves": {name: ([step], [value])}, "final": {name: value}} of MEASURES and of the loss, which is in 40 means; its final
-    value is the mean of the last tenth of the steps."""
+    """{"curves": {name: ([step], [value])}, "final": {name: value}} of MEASURES and of the loss, whose curve is cut into up to 40
+    means, and whose final value is the mean of the last tenth of the steps."""
     steps, measures = [row for row in log if "loss" in row], [row for row in log if "gap" in row]
     mean = lambda name, rows: float(np.mean([row[name] for row in rows]))
     edges = np.linspace(0, len(steps), min(40, len(steps)) + 1).astype(int)
@@ -417,37 +417,47 @@ def summarise(log):
     return {"curves": curves, "final": final}
 
 
-def draw(path, groups, results=None, measure=None):
+def draw(path, groups, results=None, measure=None, order=()):
     """groups {label: [a summary of each seed]}: mean and range of Equation 2 and of the loss over training. In the last panel
-    results {task: {label or "none": {seed: accuracy}}}, or else the similarities of one `measure`."""
+    results {task: {label or "none": {seed: accuracy}}}, or else the similarities of one `measure`.
+
+    order: the labels and tasks of all pictures that are drawn together, so that each looks the same in all of them.
+    """
     figure = Figure(figsize=(13, 6.4), layout="constrained")
     *panels, last = figure.subplots(2, 3).flat
+    order = [*order, *groups, *(results or ())]
+    whole = any("w =" in label for label in groups)  # then the others' window is worth a word
     for axes, (name, title) in zip(panels, [*MEASURES.items(), ("loss", "training loss (Equation 1)")]):
         for label, seeds in groups.items():
-            seeds = [summary for summary in seeds if summary["curves"][name][1]] or seeds
-            values = np.array(list(zip(*(summary["curves"][name][1] for summary in seeds)))).reshape(-1, len(seeds))
-            steps = seeds[0]["curves"][name][0][: len(values)]
-            axes.plot(steps, values.mean(1), ".-" if name in MEASURES else "-", label=label)
-            axes.fill_between(steps, values.min(1), values.max(1), alpha=0.15)
+            curves = [curve for summary in seeds if (curve := summary["curves"][name])[1]]
+            values = np.array(list(zip(*(values for _, values in curves)))).reshape(-1, max(1, len(curves)))  # (steps, seeds)
+            steps = curves[0][0][: len(values)] if curves else []
+            look = dict(color=f"C{order.index(label)}", label=label + ", w = $M_n$" * (whole and "w =" not in label))
+            axes.plot(steps, values.mean(1), ".-" if name in MEASURES else "-", **look)
+            axes.fill_between(steps, values.min(1), values.max(1), alpha=0.15, facecolor=look["color"])
         axes.set(title=title, xlabel="step", ylabel="nats")
     panels[0].legend()
-    for i, (task, accuracy) in enumerate((results or {}).items()):
-        percent = {label: [100 * x for x in seeds.values()] for label, seeds in accuracy.items()}
-        places = {place: percent[label] for place, label in enumerate(groups) if label in percent}
-        color = f"{0.7 * i / len(results):.2f}"  # grays, since colours are the groups
-        last.plot(list(places), list(map(np.mean, places.values())), "osD^v*"[i % 6] + "-", color=color, label=task)
-        last.vlines(list(places), list(map(min, places.values())), list(map(max, places.values())), color=color)
-        if "none" in percent:
-            last.axhline(np.mean(percent["none"]), ls=":", color=color)
-    if results:
-        last.set(title="downstream (dotted: without pretraining)", ylabel="top-1 %")
-        last.set_xticks(range(len(groups)), [label.replace(", ", "\n") for label in groups])
+    shared = {task: places for task, places in (results or {}).items() if len(places.keys() & groups.keys()) > 1}
+    names = ["none", *groups]
+    for i, (task, accuracy) in enumerate(shared.items()):
+        places = [x for x, name in enumerate(names) if name in accuracy]
+        percent = [100 * np.array(list(accuracy[names[x]].values())) for x in places]
+        middle, low, high = (np.array(list(map(of, percent))) for of in (np.mean, np.min, np.max))
+        look = dict(color=f"{0.7 * i / len(shared):.2f}", marker="osD^v*"[order.index(task) % 6])  # grays: colours are the groups
+        last.errorbar(np.add(places, 0.08 * i), middle, (middle - low, high - middle), ls="", label=task, **look)
+        if "none" in accuracy:
+            last.axhline(middle[0], ls=":", lw=0.8, color=look["color"])
+    if shared:
+        last.set(title="downstream (none: without pretraining)", ylabel="top-1 %")
+        last.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names])
     elif measure:
         edges = np.array(measure["edges"])
         for (_, counts), label in zip(measure["histograms"].items(), ("S⁺", "S⁻", "S≠")):
             last.stairs(np.array(counts) / sum(counts) / np.diff(edges), edges, label=label)
-        last.set(title=f"similarities at step {measure['step']}", xlabel="z_v · z_a", ylabel="density")
-    if results or measure:
+        last.set(title=f"similarities at step {measure['step']}", xlabel="of a video and an audio embedding", ylabel="density")
+    else:
+        last.axis("off")
+    if shared or measure:
         last.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=7)
     figure.savefig(path, dpi=110, format="png")
 
@@ -457,7 +467,8 @@ def read_runs(paths):
     rows = {}
     for path in map(Path, paths):
         try:
-            for row in json.loads(path.read_text()) if path.suffix == ".json" else [read_run(path)]:
+            found = json.loads(path.read_text()) if path.suffix == ".json" else [read_run(path)]
+            for row in found:
                 if row["run"] in rows:
                     print(f"{row['run']}: there twice, the last counts")
                 rows[row["run"]] = row
@@ -497,20 +508,22 @@ def group(runs):
 
     def order(row):
         k, w, *others = (row["arguments"][name] or 0 for name in ("k", "w", "jitter", "tau", "seed"))
-        return k, w != 0, w == "scene" or -w, *others  # fixed windows from the widest to the narrowest, then scenes
+        return k, w != 0, 1 if w == "scene" else -w, *others  # fixed windows from the widest to the narrowest, then scenes
 
-    collections, groups = {}, {}
+    def label(args, others):
+        marks = [f"{sign} = {args[name]}" for name, sign in signs.items() if args[name]]
+        return ", ".join([f"k = {args['k']}", *marks, *(f"{name} {args.get(name)}" for name in others)])
+
+    collections = {}
     for row in sorted(runs, key=order):  # a world made for each seed, toy-3 for seed 3, counts as one
         name = name_of(row["arguments"]["data"])
         collections.setdefault(name.removesuffix(f"-{row['seed']}"), []).append(row)
+    grouped = {collection: {} for collection in collections}
     for collection, rows in collections.items():
-        others, groups[collection] = differing(rows, {*signs, *MAY_CHANGE, "k", "seed", "data"}), {}
+        others = differing(rows, {*signs, *MAY_CHANGE, "k", "seed", "data"})
         for row in rows:
-            args = row["arguments"]
-            marks = [f"{sign} = {args[name]}" for name, sign in signs.items() if args[name]]
-            marks += [f"{name} {args.get(name)}" for name in others]
-            groups[collection].setdefault(", ".join([f"k = {args['k']}", *marks]), []).append(row)
-    return groups
+            grouped[collection].setdefault(label(row["arguments"], others), []).append(row)
+    return grouped
 
 
 def sweeps(groups):
@@ -521,7 +534,7 @@ def sweeps(groups):
     plain = [label for label in groups if label not in changed]
     whole = [label for label in plain if args[label]["w"] is None]
     ks = [args[label]["k"] for label in plain]
-    beside = [label for label in whole if args[label]["k"] in {args[label]["k"] for label in changed}]
+    beside = [label for label in whole if args[label]["k"] in {args[other]["k"] for other in changed}]
     found = {
         "k": varied("k", whole),
         "w": varied("w", [label for label in plain if args[label]["k"] == max(ks, key=ks.count)]),
@@ -532,16 +545,16 @@ def sweeps(groups):
 
 def downstream(rows, groups):
     """{task: {label, or "none" for no pretraining: {seed: accuracy}}} of these groups."""
-    label = {row["run"]: label for label, seeds in groups.items() for row in seeds}
-    tested = [row for row in rows if row.get("pretraining") in label]
-    sets = {(row["task"], row["arguments"]["data"]) for row in tested}
-    tested += [row for row in rows if row.get("pretraining", "") is None and (row["task"], row["arguments"]["data"]) in sets]
+    label = {row["run"]: label for label, seeds in groups.items() for row in seeds} | {None: "none"}
+    tested = [row for row in rows if "task" in row and row["pretraining"] in label]
+    sets = {(row["task"], row["arguments"]["data"]) for row in tested if row["pretraining"]}
     results = {}
-    for row in tested:
-        alike = [other for other in tested if other["task"] == row["task"]]
-        marks = [f", {name} {row['arguments'].get(name)}" for name in differing(alike, {"seed", "ckpt", "weights", "data"})]
-        places = results.setdefault(row["task"] + "".join(marks), {})
-        places.setdefault(label.get(row["pretraining"], "none"), {})[row["seed"]] = row["accuracy"]
+    for task in dict.fromkeys(row["task"] for row in tested if row["pretraining"]):
+        alike = [row for row in tested if row["task"] == task and (task, row["arguments"]["data"]) in sets]
+        others = differing(alike, {"seed", "ckpt", "weights", "data"})
+        for row in alike:
+            name = ", ".join([task, *(f"{name} {row['arguments'].get(name)}" for name in others)])
+            results.setdefault(name, {}).setdefault(label[row["pretraining"]], {})[row["seed"]] = row["accuracy"]
     return results
 
 
@@ -551,17 +564,20 @@ def compare(paths, out):
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "findings.json", lambda path: path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"))
     spread = lambda x: f"{np.mean(x):.3g}" + (f" ± {np.std(x, ddof=1):.2g}" if len(x) > 1 else "")
-    for collection, groups in group([row for row in rows if "final" in row]).items():
-        results = downstream(rows, groups)
+    collections = group([row for row in rows if "final" in row])
+    results = {collection: downstream(rows, groups) for collection, groups in collections.items()}
+    order = [*dict.fromkeys(name for of in (collections, results) for collection in of for name in of[collection])]
+    for collection, groups in collections.items():
+        tasks = results[collection]
         for sweep, labels in sweeps(groups).items():
-            draw(out / f"{collection}-{sweep}.png", {label: groups[label] for label in labels}, results)
+            draw(out / f"{collection}-{sweep}.png", {label: groups[label] for label in labels}, tasks, order=order)
             print(out / f"{collection}-{sweep}.png")
-        print("", f"| {collection} | seeds | loss | {' | '.join(MEASURES.values())} | {' | '.join(results)} |", sep="\n")
-        print("|---" * (7 + len(results)) + "|")
-        for label in [*groups, "none"] if results else groups:
+        print("", f"| {collection} | seeds | loss | {' | '.join(MEASURES.values())} | {' | '.join(tasks)} |", sep="\n")
+        print("|---" * (7 + len(tasks)) + "|")
+        for label in [*groups, "none"] if tasks else groups:
             seeds = groups.get(label, ())
             cells = [[row["final"][name] for row in seeds if name in row["final"]] for name in ("loss", *MEASURES)]
-            cells += [[100 * x for x in results[task].get(label, {}).values()] for task in results]
+            cells += [[100 * x for x in tasks[task].get(label, {}).values()] for task in tasks]
             print(f"| {label} | {len(seeds) or ''} | {' | '.join(spread(cell) if cell else '' for cell in cells)} |")
     print("", f"{out}/findings.json, {len(rows)} runs", sep="\n")
 

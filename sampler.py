@@ -7,9 +7,9 @@
 
 Random snippets make the task too easy: nearly every negative is from another film, and its palette or its
 music gives it away. So we first draw a title, n ~ U(1, N), and then k distinct snippets of it, so that each
-sample always has 2k - 2 negatives from its own film:
+sample has at least 2k - 2 negatives from its own film:
 
-    k = 1             the baseline: every snippet from a title of its own
+    k = 1             the baseline: every snippet from a title of its own, while there are enough
     k = 16            k snippets from anywhere in the title (w = M_n)
     k = 16, w = 64    ... from a stretch of 64 neighbours
     k = w = 16        ... from 16 adjacent ones: too hard, it costs accuracy (Table 1)
@@ -37,9 +37,9 @@ class HierarchicalSampler:
     w             None for w = M_n; cut to M_n where a title is shorter. A title with M_n < k is never drawn.
     scenes        instead of w: of each title the lengths of its scenes, in snippets and in order; they add up to M_n.
 
-    The titles of a global batch are distinct while there are enough of them; beyond that all appear equally often,
-    and their snippets stay distinct as long as the windows hold enough. An epoch has as many steps as all snippets
-    fill, sum(M_n) / global batch, whatever k and w are.
+    The titles of a global batch are distinct while there are enough of them; beyond that each gives as many groups as
+    any other, or one more, whose snippets stay distinct as long as the windows hold enough. An epoch has as many steps
+    as all snippets fill, sum(M_n) / global batch, whatever k and w are.
     Raises ValueError where no batch can be drawn.
     """
 
@@ -89,8 +89,8 @@ class HierarchicalSampler:
         batch, taken = [], {}
         for place, n in enumerate(titles[: (self.rank + 1) * groups]):  # the lower ranks' too: what they took is taken
             rng = np.random.default_rng((self.seed, self.epoch, step, place, SNIPPETS))
-            snippets = self.draw_snippets(n, rng, taken.get(n))
-            taken[n] = taken.get(n, []) + snippets
+            snippets = self.draw_snippets(n, rng, taken.get(n, ()))
+            taken[n] = [*taken.get(n, ()), *snippets]
             if place >= self.rank * groups:
                 batch += [(n, m) for m in snippets]
         return batch
@@ -100,14 +100,13 @@ class HierarchicalSampler:
         rng = np.random.default_rng((self.seed, self.epoch, step, 0, TITLES))
         need, N = self.batch_size // self.k * self.world_size, len(self.titles)
         rounds = [rng.permutation(N) for _ in range(need // N)]  # only where a batch needs more titles than there are
-        drawn = np.concatenate([*rounds, rng.choice(N, need % N, replace=False)]).astype(np.int64)
-        return [int(self.titles[i]) for i in drawn]
+        return [int(self.titles[i]) for i in np.concatenate([*rounds, rng.choice(N, need % N, replace=False)])]
 
-    def draw_snippets(self, n, rng, taken=None):
+    def draw_snippets(self, n, rng, taken=()):
         """k distinct snippets of title n inside a window; none `taken`, if that leaves k."""
         low, high = self.draw_window(n, rng) if self.scenes is None else self.draw_scenes(n, rng)
         window = np.arange(low, high)
-        free = window if taken is None else np.setdiff1d(window, taken)
+        free = np.setdiff1d(window, taken)
         return rng.choice(free if len(free) >= self.k else window, self.k, replace=False).tolist()
 
     def draw_window(self, n, rng):
@@ -118,12 +117,11 @@ class HierarchicalSampler:
 
     def draw_scenes(self, n, rng):
         """[low, high): the scene of a snippet drawn uniformly, with as few of the scenes beside it as hold k snippets."""
-        edges = np.concatenate([[0], np.cumsum(self.scenes[n])])             # scene i is [edges[i], edges[i + 1])
-        scene, last, few = np.searchsorted(edges, rng.integers(self.M[n]), "right") - 1, len(edges) - 2, 1
-        while True:
-            first = np.arange(max(0, scene - few + 1), min(scene, last - few + 1) + 1)
+        edges = np.cumsum([0, *self.scenes[n]])                              # scene i is [edges[i], edges[i + 1])
+        scene = np.searchsorted(edges, rng.integers(self.M[n]), "right") - 1
+        for few in range(1, len(edges)):
+            first = np.arange(max(0, scene - few + 1), min(scene, len(edges) - 1 - few) + 1)  # of each run that holds it
             first = first[edges[first + few] - edges[first] >= self.k]
-            if len(first):                                                   # on either side there may be one as short
+            if len(first):                                                   # several runs may be as short
                 i = rng.choice(first)
                 return edges[i], edges[i + few]
-            few += 1
