@@ -14,6 +14,7 @@ on the file's own presentation clock, which its video and its sound share.
 """
 
 import argparse
+import cProfile
 import collections
 import contextlib
 import copy
@@ -22,10 +23,8 @@ import dataclasses
 import hashlib
 import json
 import math
-import multiprocessing
 import os
-import resource
-import stat
+import pstats
 import sys
 import tempfile
 import time
@@ -67,40 +66,34 @@ def refuse(message):
     raise BadInput(message)
 
 
+def setting(usual, help):
+    return dataclasses.field(default=usual, metadata={"help": help})
+
+
 @dataclasses.dataclass(frozen=True)
 class Format:
     """What a snippet is made of: the paper's numbers (Section 4.1), kept in the checkpoint as `front_end`."""
 
-    frames: int = 16
-    fps: float = 5.0
-    short_side: int = 190
-    crop: int = 158
-    rate: int = 48000
-    n_fft: int = 2048
-    hop: int = 512
-    mels: int = 96
-
-    HELP = dict(
-        frames="T, of a snippet (4.1)",
-        fps="of a snippet, so it lasts 3.2 s (4.1)",
-        short_side="pixels, after resizing (4.1); 224 in Table 5",
-        crop="pixels, H = W (4.1); 200 in Table 5",
-        rate="of the sound, Hz (4.1)",
-        n_fft="samples of an FFT window (4.1)",
-        hop="samples between audio frames (4.1)",
-        mels="P, mel filters (4.1)",
-    )
+    frames: int = setting(16, "T, of a snippet (4.1)")
+    fps: float = setting(5.0, "of a snippet, so it lasts 3.2 s (4.1)")
+    short_side: int = setting(190, "pixels, after resizing (4.1); 224 in Table 5")
+    crop: int = setting(158, "pixels, H = W (4.1); 200 in Table 5")
+    rate: int = setting(48000, "of the sound, Hz (4.1)")
+    n_fft: int = setting(2048, "samples of an FFT window (4.1)")
+    hop: int = setting(512, "samples between audio frames (4.1)")
+    mels: int = setting(96, "P, mel filters (4.1)")
 
     @classmethod
     def add_flags(cls, parser, *names):
         """Flags of these fields, or of all, with the paper's numbers as defaults; `of(args)` makes a Format of them."""
-        for name in names or cls.HELP:
-            usual = getattr(cls, name)
-            parser.add_argument(f"--{name.replace('_', '-')}", type=type(usual), default=usual, help=cls.HELP[name])
+        for field in dataclasses.fields(cls):
+            if not names or field.name in names:
+                flag = f"--{field.name.replace('_', '-')}"
+                parser.add_argument(flag, type=field.type, default=field.default, help=field.metadata["help"])
 
     @classmethod
     def of(cls, args):
-        return cls(**{name: getattr(args, name) for name in cls.HELP if hasattr(args, name)})
+        return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls) if hasattr(args, field.name)})
 
     @property
     def seconds(self):
@@ -150,8 +143,8 @@ class Reader:
             stream.codec_context.thread_count = 1  # the workers are the parallelism; must be set before the codec opens
 
     def choose(self, kind, language=None):
-        usable = [s for s in self.container.streams if s.type == kind and s.codec_context]   # FFmpeg can decode it
-        usable = [s for s in usable if not s.disposition & Disposition.attached_pic]          # cover art is no film
+        usable = [s for s in self.container.streams                            # what FFmpeg can decode; cover art is no film
+                  if s.type == kind and s.codec_context and not s.disposition & Disposition.attached_pic]  # fmt: skip
         wanted = lambda s: (language is not None and s.language == language, bool(s.disposition & Disposition.default))
         return max(usable, key=wanted, default=None)
 
@@ -200,7 +193,8 @@ class Reader:
             wanted = [consumer for consumer in (pictures, sound) if not consumer.done]
             self.seek(min(consumer.start for consumer in wanted) - preroll)
             for packet in self.container.demux([consumer.stream for consumer in wanted]):
-                (pictures if packet.stream is self.video else sound).take(packet)
+                if packet.size or packet.dts is None:      # an empty one with a time is a frame dropped, and not the end
+                    (pictures if packet.stream is self.video else sound).take(packet)
                 if pictures.done and sound.done:
                     break
             if all(consumer.complete() for consumer in wanted):
@@ -424,6 +418,8 @@ class Titles(Dataset):
                     part.append((path, start, count))
                 else:
                     self.skipped.append((path, why or f"shorter than a snippet of {fmt.seconds:g} s"))
+            if not paths:
+                self.skipped.append((name, "no media files in it"))
             if part:
                 self.names.append(name)
                 self.parts.append(part)
@@ -457,7 +453,7 @@ class Titles(Dataset):
                 crops, waveform = self.read(n, m, place)
                 return clip(crops), torch.from_numpy(waveform), n, "\n".join(failures)
             except BadInput as error:
-                failures.append(str(error))
+                failures.append(str(error).replace("\n", " "))
         raise BadInput(f"{len(failures)} snippets in a row cannot be read; the last: {failures[-1]}")
 
     def candidates(self, n, m, key):
@@ -506,21 +502,17 @@ def read_snippets(reader, start, count, fmt, keep):
     return images, waveform
 
 
-def read_film(reader, start, count, fmt, keep):
-    """(m, images, waveform) as `read_snippets` has them, for CHUNK snippets at a time from m on; a bad one alone: (m, None, None)."""
+def read_film(reader, start, count, fmt, keep, chunk=CHUNK):
+    """(images, waveform) as `read_snippets` has them, of `chunk` snippets at a time; (None, None) of one that cannot be read."""
     parent = os.getppid()
-    for first in range(0, count, CHUNK):
+    for first in range(0, count, chunk):
         if os.getppid() != parent:
             sys.exit(1)                                        # our parent was killed: what it began, its next run begins again
-        many = min(CHUNK, count - first)
+        at, many = start + first * fmt.seconds, min(chunk, count - first)
         try:
-            yield first, *read_snippets(reader, start + first * fmt.seconds, many, fmt, keep)
+            yield read_snippets(reader, at, many, fmt, keep)
         except (av.error.FFmpegError, BadInput):
-            for m in range(first, first + many):
-                try:
-                    yield m, *read_snippets(reader, start + m * fmt.seconds, 1, fmt, keep)
-                except (av.error.FFmpegError, BadInput):
-                    yield m, None, None
+            yield from read_film(reader, at, many, fmt, keep, 1) if many > 1 else [(None, None)]
 
 
 def list_titles(source):
@@ -561,7 +553,7 @@ def probe(path, language=None):
     """[start, end, why it cannot be used or None, video, audio] of a file: seconds, and the streams in words."""
     words = ["", ""]
     try:
-        if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
+        if os.path.exists(path) and not os.path.isfile(path):
             return [0, 0, "not a file", *words]
         with contextlib.closing(Reader(path, language)) as reader:
             video, audio = reader.video, reader.audio
@@ -591,7 +583,7 @@ def index_scenes(parts, source, fmt, language=None, quiet=True):
 
     def work(path):
         try:
-            return list(map(len, alone(find_scenes, path, *spans[path], fmt, language).ranges))
+            return list(map(len, alone(find_scenes, path, *spans[path], fmt, language)[0]))
         except BadInput as error:
             tqdm.write(f"{shown(path)} counts as one scene: {shown(error)}", file=sys.stderr)
 
@@ -648,7 +640,7 @@ def write_whole(path, write, mark="tmp"):
     temporary = path.with_name(f".{path.name}.{mark}")
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
@@ -668,30 +660,30 @@ def write_whole(path, write, mark="tmp"):
 REACH = 8         # snippets on either side of a boundary that are compared, the nearer the more
 NOVEL = 0.35      # least novelty of a boundary; 0 where nothing changes, 2 where the two sides are opposites
 APART = 3         # snippets that a scene lasts at the least
-Scenes = collections.namedtuple("Scenes", "ranges novelty pictures")  # ranges of snippets; (M,); M images (16, 16, 3)
 
 
 def find_scenes(path, start, count, fmt, language=None):
-    """The scenes of a file whose `count` snippets begin at `start` s. What cannot be read is taken for what came before."""
+    """A file whose `count` snippets begin at `start` s -> its scenes, ranges of snippets; novelty (M,); M pictures (16, 16, 3).
+
+    What cannot be read is taken for what came before. Raises BadInput where nothing can.
+    """
     torch.set_num_threads(1)
     front, pictures, sounds = AudioFrontEnd(fmt), [], []
     with contextlib.closing(Reader(path, language)) as reader:
-        for _, images, waveform in read_film(reader, start, count, fmt, lambda image: reader.squeeze(image, 16, 16)):
-            if images is None and not pictures:
-                continue
-            elif images is None:
+        for images, waveform in read_film(reader, start, count, fmt, lambda image: reader.squeeze(image, 16, 16)):
+            if images is None:
                 pictures, sounds = pictures + pictures[-1:], sounds + sounds[-1:]
             else:
                 pictures += [np.median(images[i : i + fmt.frames], axis=0) for i in range(0, len(images), fmt.frames)]
                 log_mel = front.log_mel(torch.from_numpy(waveform.reshape(-1, fmt.samples)))                  # (c, P, Q)
                 sounds += list(log_mel.quantile(0.05, dim=2).numpy())
+    if not pictures:
+        raise BadInput(f"{path}: no snippet in it can be read")
     missing = count - len(pictures)                            # from the start on: they go with the first that can be read
-    if missing == count:
-        return Scenes([range(count)], np.zeros(count), [])
     pictures, sounds = pictures[:1] * missing + pictures, sounds[:1] * missing + sounds
     novelty = measure_novelty(np.stack(pictures).reshape(count, -1), np.stack(sounds))
     edges = [0, *pick_peaks(novelty), count]
-    return Scenes(list(map(range, edges, edges[1:])), novelty, pictures)
+    return list(map(range, edges, edges[1:])), novelty, pictures
 
 
 def measure_novelty(*features):
@@ -712,10 +704,9 @@ def measure_novelty(*features):
 
 def pick_peaks(novelty):
     """Snippets with which a scene begins, but for the first: peaks of NOVEL or more, APART or more apart."""
-    near = lambda m: novelty[max(1, m - APART + 1) : m + APART]
     peaks = []
     for m in range(APART, len(novelty) - APART + 1):
-        if novelty[m] >= NOVEL and novelty[m] == near(m).max() and m - (peaks or [0])[-1] >= APART:
+        if novelty[m] >= max(NOVEL, novelty[m - APART + 1 : m + APART].max()) and m - (peaks or [0])[-1] >= APART:
             peaks.append(m)
     return peaks
 
@@ -745,11 +736,10 @@ def published(read):
     def checked(root, split, train):
         try:
             return read(Path(root), split, train)
-        except FileNotFoundError as error:
-            raise BadInput(f"{error.filename}: not found. {root} should hold:{TREES[read.__name__]}") from error
-        except (IndexError, KeyError, ValueError) as error:
-            tree = TREES[read.__name__]
-            raise BadInput(f"{root}: its lists are not as published ({error!r}). It should hold:{tree}") from error
+        except (OSError, IndexError, KeyError, ValueError) as error:
+            strange = f"{root}: its lists are not as published ({error!r})"
+            why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else strange
+            raise BadInput(f"{why}. {root} should hold:{TREES[read.__name__]}") from error
 
     return checked
 
@@ -785,20 +775,6 @@ def esc50(root, split, train):
     return [(root / "audio" / row["filename"], int(row["target"])) for row in rows], list(names.values())
 
 
-@contextlib.contextmanager
-def open_labeled(path, kind):
-    """A Reader of a labelled file that must have a stream of this kind; what fails in it is said with its name."""
-    reader = Reader(path)
-    try:
-        if getattr(reader, kind) is None:
-            raise BadInput(f"{path}: no {kind} in it")
-        yield reader
-    except av.error.FFmpegError as error:
-        raise BadInput(f"{path}: cannot be decoded ({error.strerror})") from error
-    finally:
-        reader.close()
-
-
 class Labeled(Dataset):
     """What the labelled sets share: files, labels, and a clip drawn in training against some taken in testing (4.1).
 
@@ -816,6 +792,17 @@ class Labeled(Dataset):
     def __len__(self):
         return len(self.items)
 
+    def __getitem__(self, item):
+        i, key = item
+        path, label = self.items[i]
+        with contextlib.closing(Reader(path)) as reader:
+            if getattr(reader, self.kind) is None:
+                raise BadInput(f"{path}: no {self.kind} in it")
+            try:
+                return self.read(reader, key), label
+            except av.error.FFmpegError as error:
+                raise BadInput(f"{path}: cannot be decoded ({error.strerror})") from error
+
     def starts(self, start, end, key):
         """Where clips begin: one at random, or evenly spaced. Files shorter than a clip begin at their start."""
         slack = max(0.0, end - start - self.fmt.seconds)
@@ -832,26 +819,14 @@ class LabeledVideos(Labeled):
     A video shorter than a clip is shown again from its start.
     """
 
+    kind = "video"
+
     def __init__(self, items, fmt, clips=10, scale=(181, 226)):
         super().__init__(items, fmt, clips)
         self.scale = scale
 
-    def __getitem__(self, item):
-        i, key = item
-        path, label = self.items[i]
-        with open_labeled(path, "video") as reader:
-            clips = self.read(reader, key)
-            if not clips:
-                raise BadInput(f"{path}: no frame in it can be decoded")
-        size, (height, width, _) = self.fmt.crop, clips[0][0].shape
-        if key is not None:
-            place = rng_of(*key, 2).random(2)
-            return clip([crop(image, place, size) for image in clips[0]]), label
-        places = [(0.5, x) if width >= height else (x, 0.5) for x in (0, 0.5, 1)]
-        return torch.stack([clip([crop(image, place, size) for image in images]) for images in clips for place in places]), label
-
     def read(self, reader, key):
-        """-> clips, each a list of T images (H, W, 3), in one pass over the file; a frame that they share is resized once."""
+        """In one pass over the file; a frame that clips share is resized once."""
         start, end = reader.span(reader.video, exact=False)
         times = self.starts(start, end, key)[:, None] + np.arange(self.fmt.frames) / self.fmt.fps      # (clips, T)
         times = start + (times - start) % max(end - start, 1 / self.fmt.fps)
@@ -859,20 +834,27 @@ class LabeledVideos(Labeled):
         low, high = self.scale
         short_side = self.fmt.short_side if key is None else int(rng_of(*key, 1).integers(low, high + 1))
         images, _ = reader.read(wanted, keep=lambda frame: reader.resize(frame, short_side))
-        return [[images[j] for j in clip] for clip in where.reshape(times.shape)] if images else []
+        if not images:
+            raise BadInput(f"{reader.path}: no frame in it can be decoded")
+        clips = [[images[j] for j in row] for row in where.reshape(times.shape)]
+        size, (height, width, _) = self.fmt.crop, images[0].shape
+        if key is not None:
+            place = rng_of(*key, 2).random(2)
+            return clip([crop(image, place, size) for image in clips[0]])
+        places = [(0.5, x) if width >= height else (x, 0.5) for x in (0, 0.5, 1)]
+        return torch.stack([clip([crop(image, place, size) for image in images]) for images in clips for place in places])
 
 
 class ESC50(Labeled):
     """ESC-50: waveform float (S,) in training, (clips, S) in testing; clips of `fmt.seconds`, silence past the end."""
 
-    def __getitem__(self, item):
-        i, key = item
-        path, label = self.items[i]
-        with open_labeled(path, "audio") as reader:
-            rate, (start, end) = self.fmt.rate, reader.span(reader.audio, exact=False)
-            _, whole = reader.read((), start, max(round((end - start) * rate), self.fmt.samples), rate)
+    kind = "audio"
+
+    def read(self, reader, key):
+        rate, (start, end) = self.fmt.rate, reader.span(reader.audio, exact=False)
+        _, whole = reader.read((), start, max(round((end - start) * rate), self.fmt.samples), rate)
         clips = [whole[(begin := round(t * rate)) : begin + self.fmt.samples] for t in self.starts(0, end - start, key)]
-        return torch.from_numpy(clips[0] if key is not None else np.stack(clips)), label
+        return torch.from_numpy(clips[0] if key is not None else np.stack(clips))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -964,13 +946,8 @@ class AudioFrontEnd(nn.Module):
 
 def front_end_state(fmt, video, audio):
     """Everything that another program needs to feed the networks: plain values, for the checkpoint."""
-    normalisation = {
-        "video_mean": video.mean.flatten().tolist(),
-        "video_std": video.std.flatten().tolist(),
-        "log_mel_mean": audio.mean,
-        "log_mel_std": audio.std,
-    }
-    return {**dataclasses.asdict(fmt), **normalisation}
+    pixels = dict(video_mean=video.mean.flatten().tolist(), video_std=video.std.flatten().tolist())
+    return dataclasses.asdict(fmt) | pixels | dict(log_mel_mean=audio.mean, log_mel_std=audio.std)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -979,7 +956,7 @@ def front_end_state(fmt, video, audio):
 
 
 def write_media(path, pieces, fmt, picture, sound):
-    """[(images uint8 (F, H, W, 3), sound (S,) in [-1, 1])], one behind the other -> a file, the same bytes each time.
+    """[(images uint8 (F, H, W, 3), sound (S,), clipped at 1)], one behind the other -> a file, the same bytes each time.
 
     picture, sound: (codec, its options).
 
@@ -1005,7 +982,7 @@ def write_media(path, pieces, fmt, picture, sound):
                     frame.pict_type = PictureType.I
                 out.mux(video.encode(frame))
                 shown += 1
-            block = av.AudioFrame.from_ndarray((32767 * waveform).round().astype(np.int16)[None], format="s16", layout="mono")
+            block = av.AudioFrame.from_ndarray((32767 * waveform.clip(-1, 1)).round().astype(np.int16)[None], format="s16", layout="mono")
             block.sample_rate, block.pts, block.time_base = fmt.rate, heard, Fraction(1, fmt.rate)
             out.mux(audio.encode(block))
             heard += len(waveform)
@@ -1023,19 +1000,29 @@ PREPARED = dict(picture=("mpeg4", dict(qmin="3", qmax="3")), sound=("ac3", dict(
 
 def prepare_file(path, destination, span, fmt, language):
     """Transcode one file, whole or not at all. -> (snippets kept, left out as damaged, bytes). Raises BadInput."""
-    lost = []
-    count = int((span[1] - span[0] + RESYNC) / fmt.seconds)
+    count, lost, shape = int((span[1] - span[0] + RESYNC) / fmt.seconds), 0, None
 
     def pieces():
+        nonlocal lost
         with contextlib.closing(Reader(path, language)) as reader:
-            resize = lambda frame: reader.resize(frame, fmt.short_side, multiple=2)  # yuv420p: a colour for 2 x 2 pixels
-            for m, images, waveform in read_film(reader, span[0], count, fmt, resize):
+            for images, waveform in read_film(reader, span[0], count, fmt, partial(picture, reader)):
                 if images is None:
-                    lost.append(m)
+                    lost += 1
                 else:
                     yield images, waveform
-        if len(lost) == count:
+        if lost == count:
             raise BadInput(f"{path}: no snippet in it can be read")
+
+    def picture(reader, frame):
+        """In the shape of the file's first: where a broadcast changes from 16:9 to 4:3, the middle of what covers it."""
+        nonlocal shape
+        image = reader.resize(frame, fmt.short_side, multiple=2)                 # yuv420p: a colour for 2 x 2 pixels
+        shape = shape or image.shape
+        if image.shape != shape:
+            cover = max(side / short for side, short in zip(shape, image.shape))
+            image = reader.resize(frame, math.ceil(cover * fmt.short_side / 2 + 1) * 2, multiple=2)
+        top, left = ((side - wanted) // 2 for side, wanted in zip(image.shape, shape[:2]))
+        return image[top : top + shape[0], left : left + shape[1]]
 
     destination.parent.mkdir(parents=True, exist_ok=True)
     for name in os.listdir(destination.parent):
@@ -1045,25 +1032,21 @@ def prepare_file(path, destination, span, fmt, language):
         write_whole(destination, lambda temporary: write_media(temporary, pieces(), fmt, **PREPARED), os.getpid())
     except (av.error.FFmpegError, OSError) as error:
         raise BadInput(f"{path}: {error.strerror}") from error
-    return count - len(lost), len(lost), destination.stat().st_size
+    return count - lost, lost, destination.stat().st_size
 
 
 def destinations(titles, source, target):
-    """{path: where its prepared file goes}: same titles, same order. A suffix stays where two names differ in nothing else."""
-    relative = {}
-    for _, paths in titles:
-        names = [os.path.relpath(path, source) for path in paths] if os.path.isdir(source) else list(map(os.path.basename, paths))
-        if not os.path.isdir(source) and len(paths) > 1:       # a line of a list that is a show
-            names = [os.path.join(os.path.splitext(names[0])[0], f"{i:03d} {name}") for i, name in enumerate(names)]
-        relative.update(zip(paths, names))
-    stems = collections.Counter(os.path.splitext(name)[0] for name in relative.values())
-    whole = collections.Counter(relative.values())
-    for path, name in relative.items():
-        if whole[name] > 1:
-            raise BadInput(f"{path}: another file of {source} is called {name} too; prepare them into different folders")
-        stem = os.path.splitext(name)[0]
-        relative[path] = Path(target) / ((stem if stems[stem] == 1 else name) + ".mkv")
-    return relative
+    """{path: where its prepared file goes}: the same titles in the same order. Those of a list are numbered for it."""
+    where = {}
+    for n, (line, paths) in enumerate(titles):
+        show = os.path.basename(line.split("\t")[0].rstrip("/"))
+        for i, path in enumerate(paths):
+            name = os.path.basename(path)
+            name = f"{n:04d} {name}" if len(paths) == 1 else f"{n:04d} {show}/{i:03d} {name}"
+            if path in where:
+                raise BadInput(f"{path}: twice in {source}; a file can be of one title only")
+            where[path] = Path(target) / ((os.path.relpath(path, source) if os.path.isdir(source) else name) + ".mkv")
+    return where
 
 
 def alone(work, path, *args):
@@ -1094,7 +1077,7 @@ def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1)):
     target.mkdir(parents=True, exist_ok=True)
     write_whole(note, lambda path: path.write_text(json.dumps(settings)), os.getpid())
 
-    jobs, skipped, before = [], [], 0
+    jobs, skipped, before = [], [(line, "no media files in it") for line, paths in titles if not paths], 0
     for path in list(where)[shard[0] - 1 :: shard[1]]:
         start, end, why = index[path][:3]
         if why or end - start + RESYNC < fmt.seconds:
@@ -1135,9 +1118,8 @@ def transcode(jobs, workers, title, skipped):
                     skipped.append((path, str(error).removeprefix(f"{path}: ")))
                 bar.update((end - start) / 3600)
                 bar.set_postfix_str(f"{3600 * hours / bar.format_dict['elapsed']:.0f} x real time")
-        except KeyboardInterrupt:
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
     return hours, kept, lost, size
 
 
@@ -1148,9 +1130,8 @@ def shown(text):
 
 def check(source, fmt, language=None, batch_size=512, scenes=False):
     """Print a table of titles, and totals; of the scenes too, and where a toy world's truth.csv is there, how many are right."""
-    files = [path for _, paths in list_titles(source) for path in paths]
-    index = index_files(files, source, language, quiet=False)
-    titles = Titles(source, fmt, language, quiet=not scenes, scenes=scenes)
+    titles = Titles(source, fmt, language, quiet=False, scenes=scenes)
+    index = index_files([path for part in titles.parts for path, *_ in part], source, language)
     print(f"{'hours':>7} {'M_n':>6} {'files':>5}  {'video':<28} {'audio':<28} title")
     for name, part, M in zip(titles.names, titles.parts, titles.counts):
         kinds = [", ".join(dict.fromkeys(index[path][i] for path, _, _ in part)) for i in (3, 4)]
@@ -1192,8 +1173,7 @@ def show(path, at, fmt, out, language=None):
     mel = AudioFrontEnd(fmt).log_mel(torch.from_numpy(waveform)[None])[0]                                 # (P, Q)
     figure = Figure(figsize=(fmt.frames, 4), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
-    extent = (at, at + fmt.seconds, 0, 1)
-    above.imshow(np.concatenate(crops, axis=2).transpose(1, 2, 0), extent=extent, aspect="auto")
+    above.imshow(np.concatenate(crops, axis=2).transpose(1, 2, 0), extent=(at, at + fmt.seconds, 0, 1), aspect="auto")
     above.set(yticks=[], title=f"{shown(os.path.basename(path))}: {fmt.frames} frames of {fmt.crop} x {fmt.crop} pixels")
     below.imshow(mel.numpy(), extent=(at, at + fmt.seconds, 0, fmt.mels), origin="lower", aspect="auto", cmap="magma")
     below.set(xlabel="s", ylabel="mel filter")
@@ -1208,14 +1188,11 @@ def show_scenes(path, fmt, out, language=None):
     count = int((end - start + RESYNC) / fmt.seconds)
     if why or not count:
         raise BadInput(f"{path}: {why or f'shorter than a snippet of {fmt.seconds:g} s'}")
-    scenes, novelty, pictures = find_scenes(path, start, count, fmt, language)
-    if not pictures:
-        raise BadInput(f"{path}: no snippet in it can be read")
+    scenes, novelty, pictures = alone(find_scenes, path, start, count, fmt, language)
     height, width, _ = pictures[0].shape
     sheet = np.full((len(scenes) * (height + 1), 24 * (width + 1), 3), 255, np.uint8)
     for row, scene in enumerate(scenes):
-        some = np.unique(np.linspace(scene[0], scene[-1], min(24, len(scene))).round().astype(int))
-        for column, m in enumerate(some):
+        for column, m in enumerate(scene[:: math.ceil(len(scene) / 24)]):
             y, x = row * (height + 1), column * (width + 1)
             sheet[y : y + height, x : x + width] = pictures[m]
     size = (14, 2.5 + 14 * len(sheet) / sheet.shape[1])
@@ -1232,36 +1209,11 @@ def show_scenes(path, fmt, out, language=None):
     figure.savefig(out, dpi=80)
 
 
-@contextlib.contextmanager
-def stopwatch(clock, *methods):
-    """Meanwhile, clock[name] adds up the seconds spent in these (owner, name)."""
-
-    def timed(name, method):
-        @wraps(method)
-        def run(*args, **options):
-            tick = time.perf_counter()
-            try:
-                return method(*args, **options)
-            finally:
-                clock[name] += time.perf_counter() - tick
-
-        return run
-
-    originals = [(owner, name, getattr(owner, name)) for owner, name in methods]
-    for owner, name, method in originals:
-        setattr(owner, name, timed(f"{owner.__name__}.{name}", method))
-    try:
-        yield
-    finally:
-        for original in originals:
-            setattr(*original)
-
-
 def bench(source, fmt, snippets=400, workers=2, language=None):
     """Print what a snippet costs to read: alone, opened cold, part by part; through a DataLoader; memory; the GPUs it feeds."""
     torch.set_num_threads(1)
     titles = Titles(source, fmt, language, quiet=False)
-    rng, clock, whole = np.random.default_rng(0), collections.Counter(), []
+    rng, whole = np.random.default_rng(0), []
 
     def draw(k):
         """Random titles, k snippets of each."""
@@ -1270,20 +1222,24 @@ def bench(source, fmt, snippets=400, workers=2, language=None):
 
     items = draw(1)
     titles[items[0]]                                           # whatever is set up once
-    with stopwatch(clock, (Reader, "__init__"), (Reader, "seek"), (Reader, "resize"), (Pictures, "take"), (Sound, "take"),
-                   (Sound, "to_mono")):  # fmt: skip
+    for item in items:
+        titles.close()
+        tick = time.perf_counter()
+        titles[item]
+        whole.append(1000 * (time.perf_counter() - tick))
+    with cProfile.Profile() as profile:                        # once more, for the parts: a profile costs a little itself
         for item in items:
             titles.close()
-            tick = time.perf_counter()
             titles[item]
-            whole.append(1000 * (time.perf_counter() - tick))
-    spent = {name: 1000 * total / len(items) for name, total in clock.items()}
-    part = {"open": spent["Reader.__init__"], "seek": spent["Reader.seek"], "resize": spent["Reader.resize"],
-            "decode video": spent["Pictures.take"] - spent["Reader.resize"], "resample": spent["Sound.to_mono"],
-            "decode sound": spent["Sound.take"] - spent["Sound.to_mono"]}  # fmt: skip
-    part["the rest"] = np.mean(whole) - sum(part.values())
+    spent = pstats.Stats(profile).stats                        # {(file, line, name): (_, _, _, seconds with all it calls, _)}
+    ms = [1000 / len(items) * spent[code.co_filename, code.co_firstlineno, code.co_name][3] for code in (
+        work.__code__ for work in (Reader.__init__, Reader.seek, Reader.resize, Pictures.take, Sound.to_mono, Sound.take,
+                                   Titles.__getitem__))]  # fmt: skip
+    opened, seek, resize, pictures, resample, sound, total = ms
+    part = {"open": opened, "seek": seek, "resize": resize, "decode video": pictures - resize, "resample": resample,
+            "decode sound": sound - resample, "the rest": total - opened - seek - pictures - sound}  # fmt: skip
     print(f"a snippet, its file opened for it, on one core: median {np.median(whole):.1f} ms, the fastest {np.min(whole):.1f}; "
-          f"mean {np.mean(whole):.1f} = " + " + ".join(f"{name} {ms:.1f}" for name, ms in part.items()))  # fmt: skip
+          f"profiled {total:.1f} = " + " + ".join(f"{name} {ms:.1f}" for name, ms in part.items()))  # fmt: skip
     for k in (1, 16):
         loader = iter(DataLoader(titles, 16, sampler=draw(k), num_workers=workers))
         next(loader)                                           # the processes have started
@@ -1299,6 +1255,8 @@ def bench(source, fmt, snippets=400, workers=2, language=None):
 
 def resident():
     """MB of memory that this process has had at the most."""
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
@@ -1499,14 +1457,11 @@ def write_labels(root, jobs, clips):
     (root / "action/ucfTrainTestlist").mkdir()
     (root / "sound/meta").mkdir()
     lists = {"action/ucfTrainTestlist/classInd.txt": [f"{a + 1} {name}" for a, name in enumerate(ACTIONS)]}
-    for split in range(3):
-        train = lists[f"action/ucfTrainTestlist/trainlist{split + 1:02d}.txt"] = []
-        test = lists[f"action/ucfTrainTestlist/testlist{split + 1:02d}.txt"] = []
-        for kind, index, a, path in jobs:
-            if kind == "action":
-                name = path.removeprefix("action/UCF-101/")
-                in_train = (index - split * clips[0]) % sum(clips) < clips[0]
-                train.append(f"{name} {a + 1}") if in_train else test.append(name)
+    actions = [(index, a, path.removeprefix("action/UCF-101/")) for kind, index, a, path in jobs if kind == "action"]
+    for split in (1, 2, 3):
+        train = [row for row in actions if (row[0] - (split - 1) * clips[0]) % sum(clips) < clips[0]]
+        lists[f"action/ucfTrainTestlist/trainlist{split:02d}.txt"] = [f"{name} {a + 1}" for _, a, name in train]
+        lists[f"action/ucfTrainTestlist/testlist{split:02d}.txt"] = [row[2] for row in actions if row not in train]
     lists["sound/meta/esc50.csv"] = ["filename,fold,target,category,esc10,src_file,take"] + [
         f"{Path(path).name},{Path(path).name[0]},{a},{ACTIONS[a].lower()},False,{index},A"
         for kind, index, a, path in jobs if kind == "sound"]
@@ -1514,7 +1469,7 @@ def write_labels(root, jobs, clips):
         (root / name).write_text("\n".join(lines) + "\n")
 
 
-def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40), processes=None):
+def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40)):
     """Write a toy world to the folder `root`, whole or not at all; the same seed gives the same bytes.
 
         films/      `titles` films of `snippets` x 1.6 s, H.264 + FLAC, 5 fps of 40x40 pixels, 16 kHz
@@ -1537,8 +1492,8 @@ def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40
         for folder in sorted({(new / path).parent for *_, path in jobs}):
             folder.mkdir(parents=True)
         work = partial(make_file, root=new, seed=seed, artefacts=artefacts, snippets=snippets)
-        with multiprocessing.Pool(processes or os.cpu_count()) as pool:
-            for rows in tqdm(pool.imap_unordered(work, jobs), total=len(jobs), desc=f"toy world {root}", unit="file"):
+        with ProcessPoolExecutor() as pool:
+            for rows in tqdm(pool.map(work, jobs), total=len(jobs), desc=f"toy world {root}", unit="file"):
                 truth += rows
         write_labels(new, jobs, clips)
         rows = [f"{n},{m},{scene},{shot},{ACTIONS[a]}" for n, m, scene, shot, a in sorted(truth)]
@@ -1607,6 +1562,8 @@ def main(args):
         from_0 = name in ("seed", "artefacts", "at")
         if type(value) in (int, float) and (value < 0 or value == 0 and not from_0):
             raise BadInput(f"--{name.replace('_', '-')} {value}: must be {'0 or more' if from_0 else 'above 0'}")
+    if hasattr(args, "crop") and args.crop > args.short_side:
+        raise BadInput(f"--crop {args.crop}: must be --short-side ({args.short_side}) or less")
     if args.command == "toy":
         make_toy(args.dir, args.seed, args.artefacts, args.titles, args.snippets)
     elif args.command == "prepare":
@@ -1616,11 +1573,11 @@ def main(args):
         prepare(args.source, args.target, fmt, args.language, args.workers, (i, n))
     elif args.command == "check":
         check(args.source, fmt, args.language, args.batch_size, args.scenes)
-    elif args.command == "show" and args.scenes:
-        show_scenes(args.file, fmt, args.out, args.language)
-        print(args.out)
     elif args.command == "show":
-        show(args.file, args.at, fmt, args.out, args.language)
+        if args.scenes:
+            show_scenes(args.file, fmt, args.out, args.language)
+        else:
+            show(args.file, args.at, fmt, args.out, args.language)
         print(args.out)
     else:
         bench(args.source, fmt, args.snippets, args.workers, args.language)
@@ -1629,7 +1586,7 @@ def main(args):
 if __name__ == "__main__":
     try:
         main(parse_args())
-    except BadInput as error:
+    except (BadInput, OSError, av.error.FFmpegError) as error:
         print(f"data.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -221,11 +221,10 @@ def main(args):
         say(f"no toy world at {Path(args.data).parent}: rendering it")
         make_toy(Path(args.data).parent)
     fmt = Format.of(args)
-    if rank > 0:
-        dist.barrier(waiting)  # the first process looks at the files, the others at what it noted
-    titles = Titles(args.data, fmt, args.language, quiet=rank > 0, scenes=args.w == "scene")
-    if rank == 0 and world_size > 1:
-        dist.barrier(waiting)
+    titles = [Titles(args.data, fmt, args.language, quiet=False, scenes=args.w == "scene") if rank == 0 else None]
+    if world_size > 1:
+        dist.broadcast_object_list(titles, group=waiting)  # the first process looks at the files, for all
+    titles = titles[0]
     train, held_out = split_titles(titles, args)
     share = args.batch_size // world_size
     try:

@@ -391,11 +391,11 @@ EVENT = 2.0  # s between flashes, each with its beep, in the films below
 
 
 def write_film(path, seconds=20, fps=25, rate=44100, video="libx264", audio="aac", size=(64, 48), start=0.0, gop=50, options={},
-               pix_fmt="yuv420p", layout="stereo", only=None, tone=1000, lead=(0.0, 0.0), times=None, mux={}):  # fmt: skip
+               pix_fmt="yuv420p", layout="stereo", only=None, tone=1000, lead=(0.0, 0.0), times=None, mux={}, image=None):  # fmt: skip
     """White for the first 0.2 s of every EVENT, dark grey else; a tone meanwhile (silence at 0 Hz). None leaves a stream out.
 
     `only`: the one channel that sounds. `lead`: seconds that the picture and the sound lack at their beginnings. `times`: when
-    each frame is shown, in whole milliseconds, instead of `fps`. `mux`: options of the container.
+    each frame is shown, in whole milliseconds, instead of `fps`. `mux`: options of the container. `image`: shown all the time.
     """
     with av.open(str(path), "w", container_options=mux) as out:
         v = a = None
@@ -417,7 +417,8 @@ def write_film(path, seconds=20, fps=25, rate=44100, video="libx264", audio="aac
         for stamp in stamps:
             if v and stamp * clock >= lead[0]:
                 lit = (float(stamp * clock) + 1e-6) % EVENT < 0.2
-                frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 255 if lit else 40, np.uint8))
+                plain = np.full((size[1], size[0], 3), 255 if lit else 40, np.uint8)
+                frame = av.VideoFrame.from_ndarray(plain if image is None else image)
                 frame.pts, frame.time_base = stamp + round(start / clock), clock
                 out.mux(v.encode(frame))
             while a and laid + 1024 <= min((stamp + 1) * clock, seconds) * rate:
@@ -1452,18 +1453,18 @@ def damage(path, share=(0.3, 0.6)):
 
 
 def test_a_snippet_that_fails_is_replaced_from_its_title_by_its_key(tmp_path):
-    for name in ("a.mkv", "b.mkv"):
+    for name in ("a\n.mkv", "b.mkv"):
         write_film(tmp_path / name, seconds=40, audio="flac")
     titles = Titles(tmp_path, Format())
-    damage(tmp_path / "a.mkv")
+    damage(tmp_path / "a\n.mkv")
     items = [titles[0, m, (0, 0, 0, m)] for m in range(12)]
     failures = [failed.splitlines() for *_, failed in items]
     assert 2 <= sum(map(bool, failures)) <= 8 and all(n == 0 for _, _, n, _ in items)
-    assert all("a.mkv: " in line and " at " in line for lines in failures for line in lines)
+    assert all("a .mkv: " in line and " at " in line for lines in failures for line in lines)  # a line each, whatever its name
     bad = next(m for m in range(12) if failures[m])
     again = Titles(tmp_path, Format())[0, bad, (0, 0, 0, bad)]
     assert torch.equal(again[0], items[bad][0]) and torch.equal(again[1], items[bad][1]) and again[3] == items[bad][3]
-    (tmp_path / "a.mkv").unlink()                        # a whole title lost: any other stands in, and is called so
+    (tmp_path / "a\n.mkv").unlink()                      # a whole title lost: any other stands in, and is called so
     titles.close()
     assert titles[0, 3, (0, 0, 0, 3)][2] == 1
     (tmp_path / "b.mkv").unlink()
@@ -1507,7 +1508,7 @@ def test_prepared_titles_are_the_same_snippets(prepared):
     raw, ready, said = prepared
     fmt = Format(short_side=60, crop=60)
     before, after = Titles(raw, fmt), Titles(ready, fmt)
-    assert [Path(name).stem for name in after.names] == ["film", "show"] and after.counts == before.counts == [12, 3 + 4]
+    assert after.names == ["film.mp4.mkv", "show"] and after.counts == before.counts == [12, 3 + 4]
     assert f"skipped {raw}/text.mp4: not a media file" in said and "e3.mp4: shorter than a snippet of 3.2 s" in said
     late, alike = [], []
     for n, m in [(n, m) for n, M in enumerate(before.counts) for m in range(M)]:
@@ -1517,7 +1518,7 @@ def test_prepared_titles_are_the_same_snippets(prepared):
         alike.append(np.corrcoef(*(AudioFrontEnd(fmt).log_mel(x[1][None]).flatten() for x in (a, b)))[0, 1])
     assert np.median(late) < 0.001 and np.median(alike) > 0.99
     assert max(late) < 0.035 and min(alike) > 0.9        # a file's very first block of sound lies before its first key frame
-    with av.open(str(ready / "film.mkv")) as file:
+    with av.open(str(ready / "film.mp4.mkv")) as file:
         keys = [packet.pts * packet.time_base for packet in file.demux(video=0) if packet.size and packet.is_keyframe]
     assert np.diff([float(key) for key in keys[1:]]) == pytest.approx(3.2)  # one group of pictures a snippet
 
@@ -1545,7 +1546,7 @@ def test_a_kill_while_preparing_loses_nothing_and_nothing_is_done_again(tmp_path
         os.link(raw / "f0.mkv", raw / f"f{i}.mkv")
     command = [sys.executable, HERE / "data.py", "prepare", raw, ready, "--workers", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (begun := list(ready.glob(".f*.mkv.*"))) or not list(ready.glob("f*.mkv")):
+    while not (begun := list(ready.glob(".f*.mkv.mkv.*"))) or not list(ready.glob("f*.mkv")):
         assert process.poll() is None                    # it is in the middle of the second file
         time.sleep(0.005)
     process.kill()
@@ -1571,6 +1572,54 @@ def test_damage_is_left_out_of_what_is_prepared(tmp_path, share):
     assert not any(ready[0, m, (m,)][3] for m in range(ready.counts[0]))
 
 
+def test_prepared_titles_of_a_list_keep_its_order_and_stay_apart(tmp_path):
+    """Two shows whose episodes have the same names, a film, and a folder in which there is nothing."""
+    for name in ("Lost/e1.mp4", "Lost/e2.mp4", "Alf/e1.mkv", "Alf/e2.mkv", "Zulu.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_film(tmp_path / name, seconds=4 + 4 * ("Lost" in name))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "LIST.txt").write_text("Zulu.mp4\nLost/e1.mp4\tLost/e2.mp4\nempty\nAlf\n")
+    code, said, err = run_script("data.py", "prepare", tmp_path / "LIST.txt", tmp_path / "ready", "--short-side", 40)
+    assert not code and "skipped empty: no media files in it" in said, err
+    titles = Titles(tmp_path / "ready", Format())
+    assert titles.names == ["0000 Zulu.mp4.mkv", "0001 e1.mp4", "0003 Alf"] and titles.counts == [1, 2 + 2, 1 + 1]
+    assert Titles(tmp_path / "LIST.txt", Format()).counts == titles.counts
+    (tmp_path / "LIST.txt").write_text("empty\n")
+    assert "none of its 1 files can be used; empty: no media files in it" in refused("data.py", "check", tmp_path / "LIST.txt")
+    (tmp_path / "LIST.txt").write_text("Alf\nAlf/e1.mkv\n")
+    assert "e1.mkv: twice in " in refused("data.py", "prepare", tmp_path / "LIST.txt", tmp_path / "ready", "--short-side", 40)
+
+
+def test_a_picture_that_changes_shape_is_prepared_without_distortion(tmp_path):
+    """Squares of a broadcast that goes from 16:9 to 4:3 stay squares, and are larger there."""
+    squares = lambda height, width: np.uint8(255 * (np.add.outer(np.arange(height) // 8, np.arange(width) // 8) % 2))
+    (tmp_path / "raw").mkdir()
+    with open(tmp_path / "raw" / "film.ts", "wb") as film:
+        for i, (width, start) in enumerate(((320, 2), (240, 18))):
+            image = squares(180, width)[..., None].repeat(3, 2)
+            part = write_film(tmp_path / f"{i}.ts", 16, size=(width, 180), image=image, audio="ac3", rate=48000, start=start)
+            film.write(part.read_bytes())
+    assert not run_script("data.py", "prepare", tmp_path / "raw", tmp_path / "ready", "--short-side", 120)[0]
+    titles = Titles(tmp_path / "ready", Format(short_side=120, crop=120))
+    sides = []
+    for m in (1, titles.counts[0] - 2):
+        video, _, _, failures = titles[0, m, None]
+        spectrum = np.abs(np.fft.fft2(video.float().mean((0, 1)) - video.float().mean()))[1:30, 1:30]
+        sides.append(np.add(np.unravel_index(spectrum.argmax(), spectrum.shape), 1).tolist())
+        assert not failures
+    (high, wide), (higher, wider) = sides
+    assert high == wide and abs(higher - wider) <= 1 and wider < wide   # cycles in 120 pixels, down and across
+
+
+def test_loud_sound_is_clipped_and_does_not_wrap(tmp_path):
+    """A decoder's floats go beyond 1 where a recording is loud."""
+    sound = 1.5 * np.sin(2 * np.pi * 440 * np.arange(2 * 51200) / 16000).astype(np.float32)
+    fmt = Format(frames=16, rate=16000)
+    data.write_media(tmp_path / "film.mp4", [(np.zeros((32, 40, 40, 3), np.uint8), sound)], fmt, ("libx264", {}), ("flac", {}))
+    _, heard = Reader(tmp_path / "film.mp4").read((), 0.0, len(sound), 16000)
+    assert np.abs(heard - sound.clip(-1, 1)).max() < 1e-3
+
+
 def test_a_decoder_that_crashes_takes_one_file_with_it():
     with pytest.raises(BadInput, match="the process that read it died"):
         data.alone(os._exit, 1)
@@ -1586,6 +1635,8 @@ def test_check_show_and_bench_say_what_is_there(prepared, tmp_path):
     assert not run_script("data.py", "show", raw / "film.mp4", "--at", "00:00:10", "--out", picture)[0]
     assert torchvision.io.decode_image(str(picture)).float().std() > 10
     assert "--at 39 s: must be from 0 to" in refused("data.py", "show", raw / "film.mp4", "--at", 39)
+    assert "--crop 158: must be --short-side (100) or less" in refused("data.py", "show", raw / "film.mp4", "--short-side", 100)
+    assert "none/x.png" in refused("data.py", "show", raw / "film.mp4", "--out", tmp_path / "none" / "x.png")
     code, said, err = run_script("data.py", "bench", ready, "--short-side", 60, "--crop", 48, "--snippets", 16)
     assert not code and "decode video" in said and said.count("snippets/s") == 2, err
 
@@ -1773,7 +1824,9 @@ def test_what_fine_tuning_refuses(run, toy, tmp_path):
     assert "--width 16" in no("toy-sound", "--data", toy / "sound", "--ckpt", run / "checkpoint.pt")
     assert "--split 6: must be 1 to 5, or all" in no("toy-sound", *sound, "--split", 6)
     code, _, err = run_script("finetune.py", "--task", "ucf101", "--data", tmp_path, "--out", tmp_path / "new")
-    assert code == 2 and "classInd.txt: not found" in err and "trainlist01.txt" in err  # with the layout, so several lines
+    assert code == 2 and "classInd.txt: No such file" in err and "trainlist01.txt" in err  # with the layout, so several lines
+    assert "lost.pt/ucfTrainTestlist/classInd.txt: Not a directory" in run_script(
+        "finetune.py", "--task", "ucf101", "--data", tmp_path / "lost.pt", "--out", tmp_path / "new")[2]  # fmt: skip
     assert sorted(tmp_path.iterdir()) == before
 
 
