@@ -20,6 +20,7 @@ import contextlib
 import copy
 import csv
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -52,6 +53,7 @@ TIMEOUT = 30     # s: for a server's answer
 DAMAGED = 0.1    # a snippet that has lost more than this share of its sight or its sound counts as damaged
 CHUNK = 16       # snippets that are read at a time where a whole film is
 CLOCK = 0.001    # s: containers round timestamps to a millisecond, so times closer than this are the same
+HELD = []        # the locks of `hold`
 MARK = "prepared for pretraining: a group of pictures a snippet"  # a tag of the files that `prepare` writes
 LEAD = 0.15      # s: a lossy sound's decoder needs a little of what comes before the cut
 RESYNC = 0.02    # s: sound further than this off its timestamp has a gap or an overlap; less is that rounding, added up
@@ -507,7 +509,7 @@ def read_film(reader, start, count, fmt, keep, chunk=CHUNK):
     parent = os.getppid()
     for first in range(0, count, chunk):
         if os.getppid() != parent:
-            sys.exit(1)                                        # our parent was killed: what it began, its next run begins again
+            os._exit(1)                                        # our parent was killed: what it began, its next run begins again
         at, many = start + first * fmt.seconds, min(chunk, count - first)
         try:
             yield read_snippets(reader, at, many, fmt, keep)
@@ -630,6 +632,18 @@ def remember(key, paths, work, pool, label, quiet, keep=lambda found: True):
         if new:
             write()
     return index
+
+
+def hold(folder):
+    """Make a run's folder and keep it to this process, as long as that lives. Raises BadInput if another has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    HELD.append(open(folder / ".lock", "w"))
+    try:
+        fcntl.lockf(HELD[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise BadInput(f"--out {folder}: another run is at work in it; wait for its end, or name another folder") from error
+    except OSError:
+        pass  # a file system without locks
 
 
 def write_whole(path, write, mark="tmp"):
@@ -918,7 +932,8 @@ class AudioFrontEnd(nn.Module):
 
     @torch.no_grad()
     def forward(self, waveform, key=None):
-        x = ((self.log_mel(waveform) - self.mean) / self.std).unsqueeze(1)   # (B, 1, P, Q)
+        with torch.autocast(waveform.device.type, enabled=False):            # bf16 would round the filters
+            x = ((self.log_mel(waveform) - self.mean) / self.std).unsqueeze(1)  # (B, 1, P, Q)
         if key is not None:
             rng = rng_of(*key, 4)
             mels = np.full(len(x), True) if self.both else rng.random(len(x)) < 0.5

@@ -80,6 +80,8 @@ def fail(message):
     """One line for what a user can mend. All processes fail a check alike: one speaks; later, the one it happens to."""
     if os.environ.get("RANK", "0") == "0" or dist.is_initialized():
         tqdm.write(f"finetune.py: error: {message}", file=sys.stderr)  # on a line of its own, though a bar be there
+    else:
+        time.sleep(10)  # torchrun ends all at the first exit, and the one that speaks may be the last to fail
     sys.exit(2)
 
 
@@ -121,7 +123,7 @@ def read_checkpoint(path, backbone, width, constants):
     if wrong := [name for name in {**fits, **shapes} if fits.get(name) != shapes.get(name)]:
         fail(f"--ckpt {path}: {len(wrong)} weights of {backbone} are missing, unknown or of another shape: {wrong[:3]}")
     size = sum(weight.numel() for weight in NETWORKS[backbone](width).parameters()) / 1e6
-    origin = f"{backbone} of {path} (epoch {checkpoint['progress']['epoch']}, k {made.get('k')})"
+    origin = f"{backbone} of {path} (epoch {checkpoint['progress']['epoch']}, step {checkpoint['progress']['step']}, k {made.get('k')})"
     return weights, front_end, f"{origin}: {len(weights)} tensors, {size:.1f} M parameters"
 
 
@@ -275,12 +277,14 @@ def main(args):
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            fail(f"more processes than GPUs, of which there are {torch.cuda.device_count()}: start one for each GPU")
         torch.cuda.set_device(device)
     if processes > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     loading = dict(num_workers=args.workers, pin_memory=device.type == "cuda")
     if rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
+        data.hold(out)
         data.write_whole(out / "last.pt", partial(torch.save, state))  # from here on the folder is this run's
 
     for split in [split for split in splits if split not in state["confusion"]]:
@@ -389,5 +393,7 @@ def main(args):
 if __name__ == "__main__":
     try:
         main(parse_arguments())
-    except data.BadInput as error:  # out of a worker it comes with the worker's traceback in front
+    except (data.BadInput, OSError) as error:  # out of a worker it comes with the worker's traceback in front
         fail(str(error).split("data.BadInput: ")[-1].strip())
+    except torch.OutOfMemoryError:
+        fail("--batch-size: a process's share is too large for its GPU (about 1 GB a clip of 32 frames); take less, or more GPUs")

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import AudioFrontEnd, BadInput, Format, Titles, VideoFrontEnd, front_end_state, make_toy, refuse, write_whole
+from data import AudioFrontEnd, BadInput, Format, Titles, VideoFrontEnd, front_end_state, hold, make_toy, refuse, write_whole
 from loss import discrepancy, gather, nce_loss
 from models import AudioVisualModel
 from sampler import HierarchicalSampler
@@ -118,6 +118,8 @@ def load_run(args, settings):
     """The checkpoint of a run that this command started, None where there is none; BadInput if another command did."""
     path = Path(args.out) / "checkpoint.pt"
     if not path.exists():
+        if path.with_name("last.pt").exists():
+            raise BadInput(f"--out {args.out}: holds a run of finetune.py; name another folder")
         return None
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -205,6 +207,8 @@ def main(args):
     checkpoint = load_run(args, settings)
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise BadInput(f"more processes than GPUs, of which there are {torch.cuda.device_count()}: start one for each GPU")
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     if world_size > 1 and not dist.is_initialized():
@@ -216,15 +220,21 @@ def main(args):
         if rank == 0:
             tqdm.write(" ".join(map(str, words)).encode(errors="backslashreplace").decode())  # a file's name need not be text
 
-    # Data.
-    if rank == 0 and args.toy and args.data == TOY["data"] and not os.path.exists(args.data):
-        say(f"no toy world at {Path(args.data).parent}: rendering it")
-        make_toy(Path(args.data).parent)
-    fmt = Format.of(args)
-    titles = [Titles(args.data, fmt, args.language, quiet=False, scenes=args.w == "scene") if rank == 0 else None]
+    # Data. The first process looks at the files, for all; what is wrong with them all raise.
+    fmt, found = Format.of(args), [None]
+    if rank == 0:
+        try:
+            if args.toy and args.data == TOY["data"] and not os.path.exists(args.data):
+                say(f"no toy world at {Path(args.data).parent}: rendering it")
+                make_toy(Path(args.data).parent)
+            found = [Titles(args.data, fmt, args.language, quiet=False, scenes=args.w == "scene")]
+        except BadInput as error:
+            found = [error]
     if world_size > 1:
-        dist.broadcast_object_list(titles, group=waiting)  # the first process looks at the files, for all
-    titles = titles[0]
+        dist.broadcast_object_list(found, group=waiting)
+    titles, = found
+    if isinstance(titles, BadInput):
+        raise titles
     train, held_out = split_titles(titles, args)
     share = args.batch_size // world_size
     try:
@@ -243,18 +253,23 @@ def main(args):
     # Resume, or measure the constants of the log-mel on one snippet from the middle of up to 64 titles.
     epoch = step = bad = 0
     if checkpoint:
-        if checkpoint["progress"]["titles"] != train.names:
-            raise BadInput(f"--data {args.data}: no longer the titles that {args.out} trained on; name another --out")
+        progress = checkpoint["progress"]
+        before, now = ([*zip(names, counts)] for names, counts in
+                       ((progress["titles"], progress.get("counts", train.counts)), (train.names, train.counts)))  # fmt: skip
+        if before != now:
+            other = sorted({*before} ^ {*now})[:1]
+            raise BadInput(f"--data {args.data}: no longer the titles that {args.out} trained on, of the same length (see "
+                           f"{other[0][0]}); name another --out")  # fmt: skip
         for name in NETWORKS:
             getattr(model, name).load_state_dict(checkpoint[name])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        front_end, position = checkpoint["front_end"], checkpoint["progress"]["sampler"]
-        audio_front.mean, audio_front.std = front_end["log_mel_mean"], front_end["log_mel_std"]
-        epoch, step, bad = position["epoch"], position["step"], checkpoint["progress"].get("bad", 0)
+        audio_front.mean, audio_front.std = (checkpoint["front_end"][name] for name in ("log_mel_mean", "log_mel_std"))
+        epoch, step, bad = *progress["sampler"].values(), progress.get("bad", 0)
     else:
         some = np.linspace(0, len(train) - 1, 64).round().astype(int)
         waveforms = [train[n, train.counts[n] // 2, None][1] for n in np.unique(some).tolist()]
         audio_front.measure(torch.stack(waveforms).to(device))
+    resumed, checkpoint = bool(checkpoint), None  # half a gigabyte
     parallel = DistributedDataParallel(model, broadcast_buffers=False) if world_size > 1 else model
 
     # The truth about this run.
@@ -272,14 +287,16 @@ def main(args):
     say(f"batch     {args.batch_size} = {world_size} x {share}: k = {args.k} snippets from each of {share // args.k} titles, "
         f"{stretch}; {2 * (args.batch_size if args.gather else share) - 2} negatives a sample")  # fmt: skip
     say(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
-    say(f"run       {args.out}, on {world_size} x {device.type}, " + (f"resumed at epoch {epoch + 1} step {step}" if checkpoint else "new"))
+    say(f"run       {args.out}, on {world_size} x {device.type}, " + (f"resumed at epoch {epoch + 1} step {step}" if resumed else "new"))
 
     # Log and checkpoint.
     out, steps_per_epoch = Path(args.out), len(sampler)
     measure_every = max(1, round(min(args.measure_every, args.epochs) * steps_per_epoch))
-    log = read_log(out / "log.jsonl", epoch * steps_per_epoch + step) if checkpoint else []
+    log = read_log(out / "log.jsonl", epoch * steps_per_epoch + step) if resumed and rank == 0 else []
     if rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
+        hold(out)
+        for name in () if resumed else ("result.json", "bad.txt"):  # of a run whose checkpoint was taken away
+            (out / name).unlink(missing_ok=True)
         write_whole(out / "log.jsonl", lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in log)))
         log_file = open(out / "log.jsonl", "a", buffering=1)  # a line at a time
 
@@ -290,13 +307,15 @@ def main(args):
 
     def save(epoch, step):
         if rank == 0:
+            os.fsync(log_file.fileno())
             done = epoch * steps_per_epoch + step
             state = {name: getattr(model, name).state_dict() for name in NETWORKS}
             state["front_end"] = front_end_state(fmt, video_front, audio_front)
             state["args"] = settings
             state["optimizer"] = optimizer.state_dict()
             state["progress"] = {"epoch": epoch, "step": done, "sampler": {"epoch": epoch, "step": step},
-                                 "snippets": done * args.batch_size, "bad": bad, "titles": train.names}  # fmt: skip
+                                 "snippets": done * args.batch_size, "bad": bad, "titles": train.names,
+                                 "counts": train.counts}  # fmt: skip
             write_whole(out / "checkpoint.pt", lambda path: torch.save(state, path))
             measures = [row for row in log if "gap" in row]
             picture = lambda path: draw(path, {f"k = {args.k}": [summarise(log)]}, measure=measures[-1] if measures else None)
@@ -309,12 +328,12 @@ def main(args):
             say("step {:>6}  KL(S-||S!=) {kl_same_other:.3f}  KL(S-||S+) {kl_same_match:.3f}  KL(S!=||S+) {kl_other_match:.3f}"
                 "  gap {gap:.3f}  pairs {counts}".format(done, **measures))  # fmt: skip
 
-    if not checkpoint:
+    if not resumed:
         measure(0)
         save(0, 0)
 
     # The loop.
-    began, steps_here, waited = time.perf_counter(), 0, 0.0
+    began, steps_here, waited, bad_before = time.perf_counter(), 0, 0.0, bad
     while epoch < args.epochs:
         sampler.load_state_dict({"epoch": epoch, "step": step})
         batches = iter(DataLoader(train, batch_sampler=with_keys(sampler), num_workers=args.workers,
@@ -325,14 +344,14 @@ def main(args):
             tick = time.perf_counter()
             try:
                 video, audio, _, replaced = next(batches)                    # uint8 (B, 3, T, H, W), float (B, S)
-            except BadInput:
+            except (BadInput, RuntimeError):                                 # the latter: a reading process that died
                 save(epoch, step)
                 raise
             wait = time.perf_counter() - tick
-            replaced = "\n".join(filter(None, replaced)).splitlines()
+            replaced = [tries.split("\n") for tries in replaced if tries]     # of each snippet a line for each try
             if replaced:
                 with open(out / "bad.txt", "a", errors="backslashreplace") as file:
-                    file.writelines(f"epoch {epoch + 1} step {step}: {why}\n" for why in replaced)
+                    file.writelines(f"epoch {epoch + 1} step {step}: {why}\n" for why in sum(replaced, []))
 
             key = (args.seed, epoch, step, rank)
             video = video_front(video.to(device, non_blocking=True), key)    # (B, 3, T, H, W)
@@ -353,7 +372,7 @@ def main(args):
             loss, bad = totals[0] / world_size, bad + int(totals[1])
             if not (loss.isfinite() and norm.isfinite()):
                 sys.exit(f"pretrain.py: loss {loss:.3g}, gradient {norm:.3g} at epoch {epoch + 1} step {step}: stopped before "
-                         f"they reach the weights; {out}/checkpoint.pt is sound. A lower --lr may help.")  # fmt: skip
+                         f"they reach the weights; {out}/checkpoint.pt is sound. A lower --lr, with another --out, may help.")  # fmt: skip
             optimizer.param_groups[0]["lr"] = lr = learning_rate(args, epoch * steps_per_epoch + step, steps_per_epoch)
             optimizer.step()
 
@@ -368,11 +387,13 @@ def main(args):
                 paused = time.perf_counter()
                 measure(done)
                 began += time.perf_counter() - paused  # the rate is that of training
-            too_bad = bad > args.max_bad * args.batch_size * max(done, steps_per_epoch)
+            too_bad = bad - bad_before > args.max_bad * args.batch_size * max(steps_here, steps_per_epoch)
             if too_bad or (step + 1) % args.save_every == 0 and step + 1 < steps_per_epoch:
                 save(epoch, step + 1)
             if too_bad:
-                sys.exit(f"pretrain.py: {bad} snippets of {done * args.batch_size} could not be read, more than --max-bad "
+                if world_size > 1:
+                    dist.barrier(waiting)  # torchrun ends all at the first exit, and rank 0 is writing the checkpoint
+                sys.exit(f"pretrain.py: {bad - bad_before} snippets of {steps_here * args.batch_size} could not be read, more than --max-bad "
                          f"{args.max_bad} of them (or of an epoch's): see {out}/bad.txt. The same command, with the files mended "
                          "or a higher --max-bad, goes on from here.")  # fmt: skip
         epoch, step = epoch + 1, 0
@@ -428,9 +449,9 @@ def draw(path, groups, results=None, measure=None, order=()):
     whole = any("w =" in label for label in groups)  # then the others' window is worth a word
     for axes, (name, title) in zip(panels, [*MEASURES.items(), ("loss", "training loss (Equation 1)")]):
         for label, seeds in groups.items():
-            curves = [curve for summary in seeds if (curve := summary["curves"][name])[1]]
-            values = np.array(list(zip(*(values for _, values in curves)))).reshape(-1, max(1, len(curves)))  # (steps, seeds)
-            steps = curves[0][0][: len(values)] if curves else []
+            curves = [curve for summary in seeds if (curve := summary["curves"][name])[1]] or [([], [])]
+            values = np.array(list(zip(*(values for _, values in curves)))).reshape(-1, len(curves))  # (steps, seeds)
+            steps = curves[0][0][: len(values)]
             look = dict(color=f"C{order.index(label)}", label=label + ", w = $M_n$" * (whole and "w =" not in label))
             axes.plot(steps, values.mean(1), ".-" if name in MEASURES else "-", **look)
             axes.fill_between(steps, values.min(1), values.max(1), alpha=0.15, facecolor=look["color"])
@@ -441,7 +462,7 @@ def draw(path, groups, results=None, measure=None, order=()):
     for i, (task, accuracy) in enumerate(shared.items()):
         places = [x for x, name in enumerate(names) if name in accuracy]
         percent = [100 * np.array(list(accuracy[names[x]].values())) for x in places]
-        middle, low, high = (np.array(list(map(of, percent))) for of in (np.mean, np.min, np.max))
+        middle, low, high = np.array([(x.mean(), x.min(), x.max()) for x in percent]).T
         look = dict(color=f"{0.7 * i / len(shared):.2f}", marker="osD^v*"[order.index(task) % 6])  # grays: colours are the groups
         last.errorbar(np.add(places, 0.08 * i), middle, (middle - low, high - middle), ls="", label=task, **look)
         if "none" in accuracy:
@@ -451,7 +472,7 @@ def draw(path, groups, results=None, measure=None, order=()):
         last.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names])
     elif measure:
         edges = np.array(measure["edges"])
-        for (_, counts), label in zip(measure["histograms"].items(), ("S⁺", "S⁻", "S≠")):
+        for counts, label in zip(measure["histograms"].values(), ("S⁺", "S⁻", "S≠")):
             last.stairs(np.array(counts) / sum(counts) / np.diff(edges), edges, label=label)
         last.set(title=f"similarities at step {measure['step']}", xlabel="of a video and an audio embedding", ylabel="density")
     else:
@@ -517,12 +538,12 @@ def group(runs):
     for row in sorted(runs, key=order):  # a world made for each seed, toy-3 for seed 3, counts as one
         name = name_of(row["arguments"]["data"])
         collections.setdefault(name.removesuffix(f"-{row['seed']}"), []).append(row)
-    grouped = {collection: {} for collection in collections}
     for collection, rows in collections.items():
         others = differing(rows, {*signs, *MAY_CHANGE, "k", "seed", "data"})
+        groups = collections[collection] = {}
         for row in rows:
-            grouped[collection].setdefault(label(row["arguments"], others), []).append(row)
-    return grouped
+            groups.setdefault(label(row["arguments"], others), []).append(row)
+    return collections
 
 
 def sweeps(groups):
@@ -546,9 +567,9 @@ def downstream(rows, groups):
     """{task: {label, or "none" for no pretraining: {seed: accuracy}}} of these groups."""
     label = {row["run"]: label for label, seeds in groups.items() for row in seeds} | {None: "none"}
     tested = [row for row in rows if "task" in row and row["pretraining"] in label]
-    sets = {(row["task"], row["arguments"]["data"]) for row in tested if row["pretraining"]}
+    sets = dict.fromkeys((row["task"], row["arguments"]["data"]) for row in tested if row["pretraining"])
     results = {}
-    for task in dict.fromkeys(row["task"] for row in tested if row["pretraining"]):
+    for task in dict.fromkeys(task for task, _ in sets):
         alike = [row for row in tested if row["task"] == task and (task, row["arguments"]["data"]) in sets]
         others = differing(alike, {"seed", "ckpt", "weights", "data"})
         for row in alike:
@@ -571,8 +592,8 @@ def compare(paths, out):
         for sweep, labels in sweeps(groups).items():
             draw(out / f"{collection}-{sweep}.png", {label: groups[label] for label in labels}, tasks, order=order)
             print(out / f"{collection}-{sweep}.png")
-        print("", f"| {collection} | seeds | loss | {' | '.join(MEASURES.values())} | {' | '.join(tasks)} |", sep="\n")
-        print("|---" * (7 + len(tasks)) + "|")
+        heads = [collection, "seeds", "loss", *MEASURES.values(), *tasks]
+        print("", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", sep="\n")
         for label in [*groups, "none"] if tasks else groups:
             seeds = groups.get(label, ())
             cells = [[row["final"][name] for row in seeds if name in row["final"]] for name in ("loss", *MEASURES)]
@@ -585,10 +606,13 @@ if __name__ == "__main__":
     try:
         args = parse_args()
         compare(args.compare, args.out) if args.compare else main(args)
-    except BadInput as error:
+    except (BadInput, OSError) as error:
+        if os.environ.get("RANK", "0") != "0" and "Caught" not in str(error):
+            time.sleep(10)  # torchrun ends all at the first exit: where all fail alike, the first process speaks
         message = str(error).split("data.BadInput: ")[-1].strip()  # around a reading process's error torch puts a page
-        if os.environ.get("RANK", "0") == "0" or "Caught" in str(error):
-            print(f"pretrain.py: error: {message}", file=sys.stderr)
+        print(f"pretrain.py: error: {message}", file=sys.stderr)
         sys.exit(2)
+    except torch.OutOfMemoryError:
+        sys.exit("pretrain.py: error: a process's share of --batch-size is too large for its GPU; take less, or more GPUs")
     except KeyboardInterrupt:
         sys.exit("pretrain.py: interrupted; the same command goes on from the last checkpoint")
