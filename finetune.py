@@ -2,7 +2,7 @@
 
     python finetune.py --task toy-action --ckpt runs/toy-k16/checkpoint.pt    about a minute and a half on two CPU cores
     python finetune.py --task toy-action                                      the same from scratch, to compare with
-    python finetune.py --task hmdb51 --ckpt runs/movies-k16/checkpoint.pt     one GPU; split 1, as in Tables 1 to 4
+    python finetune.py --task hmdb51 --ckpt runs/movies-k16/checkpoint.pt     one GPU of 100 GB; split 1, as in Tables 1 to 4
     torchrun --nproc_per_node 8 finetune.py --task ucf101 --split all --ckpt runs/movies-k16/checkpoint.pt     Table 5
 
 A run is a folder: result.json, confusion.png, split1.pt (the classifier), log.jsonl (not of a probe). The same command

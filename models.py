@@ -25,13 +25,6 @@ class SpatialConv(nn.Conv3d):
         return frames.unflatten(0, (len(x), -1)).transpose(1, 2)             # (B, C', T, H', W')
 
 
-class TemporalConv(nn.Conv3d):
-    """A 3 x 1 x 1 convolution: each pixel is a line in time."""
-
-    def __init__(self, cin, cout, stride=1):
-        super().__init__(cin, cout, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False)
-
-
 class Conv2Plus1D(nn.Sequential):
     """A 3x3x3 convolution factored into space (1x3x3), then time (3x1x1), with BN and ReLU between: "(2+1)D".
 
@@ -44,7 +37,7 @@ class Conv2Plus1D(nn.Sequential):
             SpatialConv(cin, midplanes, 3, stride),
             nn.BatchNorm3d(midplanes),
             nn.ReLU(inplace=True),
-            TemporalConv(midplanes, cout, stride),
+            nn.Conv3d(midplanes, cout, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False),
         )
 
 
@@ -127,7 +120,7 @@ class R2Plus1D18(Backbone):
             SpatialConv(3, midplanes, 7, stride=2),
             nn.BatchNorm3d(midplanes),
             nn.ReLU(inplace=True),
-            TemporalConv(midplanes, width),
+            nn.Conv3d(midplanes, width, (3, 1, 1), 1, (1, 0, 0), bias=False),
             nn.BatchNorm3d(width),
             nn.ReLU(inplace=True),
         )                                                                    # (B, width, T, H/2, W/2)

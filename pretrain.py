@@ -254,12 +254,10 @@ def main(args):
     epoch = step = bad = 0
     if checkpoint:
         progress = checkpoint["progress"]
-        before, now = ([*zip(names, counts)] for names, counts in
-                       ((progress["titles"], progress.get("counts", train.counts)), (train.names, train.counts)))  # fmt: skip
-        if before != now:
-            other = sorted({*before} ^ {*now})[:1]
+        now, before = [*zip(train.names, train.counts)], [*zip(progress["titles"], progress["counts"])]
+        if now != before:
             raise BadInput(f"--data {args.data}: no longer the titles that {args.out} trained on, of the same length (see "
-                           f"{other[0][0]}); name another --out")  # fmt: skip
+                           f"{min({*now} ^ {*before})[0]}); name another --out")  # fmt: skip
         for name in NETWORKS:
             getattr(model, name).load_state_dict(checkpoint[name])
         optimizer.load_state_dict(checkpoint["optimizer"])
