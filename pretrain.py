@@ -500,7 +500,7 @@ def read_runs(paths):
     for name, row in rows.items():
         if row.get("pretraining") and row["pretraining"] not in runs:
             print(f"{name}: fine-tuned from {row['pretraining']}, which is not among the runs")
-    return list(rows.values())
+    return [rows[name] for name in sorted(rows)]
 
 
 def read_run(path):
