@@ -232,8 +232,7 @@ def main(args):
             found = [error]
     if world_size > 1:
         dist.broadcast_object_list(found, group=waiting)
-    titles, = found
-    if isinstance(titles, BadInput):
+    if isinstance(titles := found[0], BadInput):
         raise titles
     train, held_out = split_titles(titles, args)
     share = args.batch_size // world_size
@@ -272,6 +271,7 @@ def main(args):
 
     # The truth about this run.
     short = [name for name, M in zip(train.names, train.counts) if M < args.k]
+    again = f" (there are {len(sampler.titles)}: some come again, with other snippets)" * (args.batch_size > args.k * len(sampler.titles))
     say(f"titles    {len(train)} to train on ({sum(train.counts)} snippets of {fmt.seconds:g} s), {len(held_out)} held out"
         + " (Equation 2 needs two: not measured)" * (len(held_out) < 2))  # fmt: skip
     for i, (path, why) in enumerate(titles.skipped):
@@ -282,7 +282,7 @@ def main(args):
     if args.w == "scene":
         mean = sum(train.counts) / sum(map(len, train.scenes))
         stretch = f"as few neighbouring scenes as hold them, of {mean:.1f} snippets on average"
-    say(f"batch     {args.batch_size} = {world_size} x {share}: k = {args.k} snippets from each of {share // args.k} titles, "
+    say(f"batch     {args.batch_size} = {world_size} x {share}: k = {args.k} snippets from each of {share // args.k} titles{again}, "
         f"{stretch}; {2 * (args.batch_size if args.gather else share) - 2} negatives a sample")  # fmt: skip
     say(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
     say(f"run       {args.out}, on {world_size} x {device.type}, " + (f"resumed at epoch {epoch + 1} step {step}" if resumed else "new"))
@@ -592,11 +592,11 @@ def compare(paths, out):
             print(out / f"{collection}-{sweep}.png")
         heads = [collection, "seeds", "loss", *MEASURES.values(), *tasks]
         print("", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", sep="\n")
-        for label in [*groups, "none"] if tasks else groups:
+        for label in [*groups, *["none"] * any("none" in places for places in tasks.values())]:
             seeds = groups.get(label, ())
             cells = [[row["final"][name] for row in seeds if name in row["final"]] for name in ("loss", *MEASURES)]
             cells += [[100 * x for x in tasks[task].get(label, {}).values()] for task in tasks]
-            print(f"| {label} | {len(seeds) or ''} | {' | '.join(spread(cell) if cell else '' for cell in cells)} |")
+            print(f"| {label} | {len({row['seed'] for row in seeds}) or ''} | {' | '.join(spread(cell) if cell else '' for cell in cells)} |")
     print("", f"{out}/findings.json, {len(rows)} runs", sep="\n")
 
 
