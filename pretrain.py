@@ -253,7 +253,7 @@ def main(args):
     epoch = step = bad = 0
     if checkpoint:
         progress = checkpoint["progress"]
-        now, before = [*zip(train.names, train.counts)], [*zip(progress["titles"], progress["counts"])]
+        now, before = [*zip(train.names, train.counts)], [*zip(progress["titles"], progress.get("counts", train.counts))]
         if now != before:
             raise BadInput(f"--data {args.data}: no longer the titles that {args.out} trained on, of the same length (see "
                            f"{min({*now} ^ {*before})[0]}); name another --out")  # fmt: skip
