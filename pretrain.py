@@ -316,7 +316,7 @@ def main(args):
                                  "counts": train.counts}  # fmt: skip
             write_whole(out / "checkpoint.pt", lambda path: torch.save(state, path))
             measures = [row for row in log if "gap" in row]
-            picture = lambda path: draw(path, {f"k = {args.k}": [summarise(log)]}, measure=measures[-1] if measures else None)
+            picture = lambda path: draw(path, {f"k = {args.k}": {args.seed: summarise(log)}}, measure=measures[-1] if measures else None)
             write_whole(out / "curves.png", picture)
 
     def measure(done):
@@ -436,8 +436,8 @@ def summarise(log):
 
 
 def draw(path, groups, results=None, measure=None, order=()):
-    """groups {label: [a summary of each seed]}: mean and range of Equation 2 and of the loss over training. In the last panel
-    results {task: {label or "none": {seed: accuracy}}}, or else the similarities of one `measure`.
+    """groups {label: {seed: its summary}}: mean and range of Equation 2 and of the loss over training. In the last panel
+    results {task: {label or "none": {seed: its row}}}, or else the similarities of one `measure`.
 
     order: the labels and tasks of all pictures that are drawn together, so that each looks the same in all of them.
     """
@@ -447,7 +447,7 @@ def draw(path, groups, results=None, measure=None, order=()):
     whole = any("w =" in label for label in groups)  # then the others' window is worth a word
     for axes, (name, title) in zip(panels, [*MEASURES.items(), ("loss", "training loss (Equation 1)")]):
         for label, seeds in groups.items():
-            curves = [curve for summary in seeds if (curve := summary["curves"][name])[1]] or [([], [])]
+            curves = [curve for summary in seeds.values() if (curve := summary["curves"][name])[1]] or [([], [])]
             values = np.array(list(zip(*(values for _, values in curves)))).reshape(-1, len(curves))  # (steps, seeds)
             steps = curves[0][0][: len(values)]
             look = dict(color=f"C{order.index(label)}", label=label + ", w = $M_n$" * (whole and "w =" not in label))
@@ -459,7 +459,7 @@ def draw(path, groups, results=None, measure=None, order=()):
     names = ["none", *groups]
     for i, (task, accuracy) in enumerate(shared.items()):
         places = [x for x, name in enumerate(names) if name in accuracy]
-        percent = [100 * np.array(list(accuracy[names[x]].values())) for x in places]
+        percent = [100 * np.array([row["accuracy"] for row in accuracy[names[x]].values()]) for x in places]
         middle, low, high = np.array([(x.mean(), x.min(), x.max()) for x in percent]).T
         look = dict(color=f"{0.7 * i / len(shared):.2f}", marker="osD^v*"[order.index(task) % 6])  # grays: colours are the groups
         last.errorbar(np.add(places, 0.08 * i), middle, (middle - low, high - middle), ls="", label=task, **look)
@@ -514,65 +514,53 @@ def read_run(path):
     return {"run": path.name, "seed": result["arguments"]["seed"], **result}
 
 
-def differing(rows, told):
-    """Names of the arguments, but for those told elsewhere, that are not the same in all rows."""
-    names = dict.fromkeys(name for row in rows for name in row["arguments"] if name not in told)
-    return [name for name in names if len({str(row["arguments"].get(name)) for row in rows}) > 1]
+def add(seeds, row):
+    """To {seed: row}, of which the first of a seed counts."""
+    if seeds.setdefault(row["seed"], row) is not row:
+        print(f"{row['run']}: differs from {seeds[row['seed']]['run']} in neither k, w, jitter, tau, task nor seed, left out")
 
 
 def group(runs):
-    """{collection: {label: [its run of each seed]}}; a label names k and what else the runs differ in: "k = 16, w = 32"."""
+    """{collection: {label: {seed: its run}}}; a label says k and what else is not as usual: "k = 16, w = 32"."""
     signs = {"w": "w", "jitter": "σ", "tau": "τ"}
 
     def order(row):
         k, w, *others = (row["arguments"][name] or 0 for name in ("k", "w", "jitter", "tau", "seed"))
         return k, w != 0, 1 if w == "scene" else -w, *others  # fixed windows from the widest to the narrowest, then scenes
 
-    def label(args, others):
-        marks = [f"{sign} = {args[name]}" for name, sign in signs.items() if args[name]]
-        return ", ".join([f"k = {args['k']}", *marks, *(f"{name} {args.get(name)}" for name in others)])
-
     collections = {}
-    for row in sorted(runs, key=order):  # a world made for each seed, toy-3 for seed 3, counts as one
-        name = name_of(row["arguments"]["data"])
-        collections.setdefault(name.removesuffix(f"-{row['seed']}"), []).append(row)
-    for collection, rows in collections.items():
-        others = differing(rows, {*signs, *MAY_CHANGE, "k", "seed", "data"})
-        groups = collections[collection] = {}
-        for row in rows:
-            groups.setdefault(label(row["arguments"], others), []).append(row)
+    for row in sorted(runs, key=order):
+        args = row["arguments"]
+        collection = name_of(args["data"]).removesuffix(f"-{row['seed']}")  # a world made for each seed counts as one
+        label = ", ".join([f"k = {args['k']}", *(f"{sign} = {args[name]}" for name, sign in signs.items() if args[name])])
+        add(collections.setdefault(collection, {}).setdefault(label, {}), row)
     return collections
 
 
 def sweeps(groups):
     """{name: labels}: k (Figures 1a, 3a), w at the k that has most of them (1b, 3b), jitter and tau beside neither (Table 2)."""
-    args = {label: seeds[0]["arguments"] for label, seeds in groups.items()}
-    varied = lambda name, labels: labels if len({args[label][name] for label in labels}) > 1 else []
+    args = {label: next(iter(seeds.values()))["arguments"] for label, seeds in groups.items()}
     changed = [label for label in groups if args[label]["jitter"] or args[label]["tau"]]
     plain = [label for label in groups if label not in changed]
     whole = [label for label in plain if args[label]["w"] is None]
     ks = [args[label]["k"] for label in plain]
-    beside = [label for label in whole if args[label]["k"] in {args[other]["k"] for other in changed}]
     found = {
-        "k": varied("k", whole),
-        "w": varied("w", [label for label in plain if args[label]["k"] == max(ks, key=ks.count)]),
-        "jitter-tau": changed and beside + changed,
+        "k": whole,
+        "w": [label for label in plain if args[label]["k"] == max(ks, key=ks.count)],
+        "jitter-tau": changed and [label for label in whole if args[label]["k"] in {args[c]["k"] for c in changed}] + changed,
     }
-    return {name: labels for name, labels in found.items() if labels}
+    return {name: labels for name, labels in found.items() if len(labels) > 1}
 
 
 def downstream(rows, groups):
-    """{task: {label, or "none" for no pretraining: {seed: accuracy}}} of these groups."""
-    label = {row["run"]: label for label, seeds in groups.items() for row in seeds} | {None: "none"}
+    """{task: {label, or "none" for no pretraining: {seed: its row}}} of these groups."""
+    label = {row["run"]: label for label, seeds in groups.items() for row in seeds.values()} | {None: "none"}
     tested = [row for row in rows if "task" in row and row["pretraining"] in label]
-    sets = dict.fromkeys((row["task"], row["arguments"]["data"]) for row in tested if row["pretraining"])
+    sets = {(row["task"], row["arguments"]["data"]) for row in tested if row["pretraining"]}
     results = {}
-    for task in dict.fromkeys(task for task, _ in sets):
-        alike = [row for row in tested if row["task"] == task and (task, row["arguments"]["data"]) in sets]
-        others = differing(alike, {"seed", "ckpt", "weights", "data"})
-        for row in alike:
-            name = ", ".join([task, *(f"{name} {row['arguments'].get(name)}" for name in others)])
-            results.setdefault(name, {}).setdefault(label[row["pretraining"]], {})[row["seed"]] = row["accuracy"]
+    for row in tested:
+        if (row["task"], row["arguments"]["data"]) in sets:
+            add(results.setdefault(row["task"], {}).setdefault(label[row["pretraining"]], {}), row)
     return results
 
 
@@ -581,7 +569,7 @@ def compare(paths, out):
     rows, out = read_runs(paths), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "findings.json", lambda path: path.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"))
-    spread = lambda x: f"{np.mean(x):.3g}" + (f" ± {np.std(x, ddof=1):.2g}" if len(x) > 1 else "")
+    spread = lambda x: x and f"{np.mean(x):.3g}" + (f" ± {np.std(x, ddof=1):.2g}" if len(x) > 1 else "")
     collections = group([row for row in rows if "final" in row])
     results = {collection: downstream(rows, groups) for collection, groups in collections.items()}
     order = [*dict.fromkeys(name for of in (collections, results) for collection in of for name in of[collection])]
@@ -593,10 +581,10 @@ def compare(paths, out):
         heads = [collection, "seeds", "loss", *MEASURES.values(), *tasks]
         print("", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", sep="\n")
         for label in [*groups, *["none"] * any("none" in places for places in tasks.values())]:
-            seeds = groups.get(label, ())
-            cells = [[row["final"][name] for row in seeds if name in row["final"]] for name in ("loss", *MEASURES)]
-            cells += [[100 * x for x in tasks[task].get(label, {}).values()] for task in tasks]
-            print(f"| {label} | {len({row['seed'] for row in seeds}) or ''} | {' | '.join(spread(cell) if cell else '' for cell in cells)} |")
+            seeds = groups.get(label, {})
+            cells = [[row["final"][name] for row in seeds.values() if name in row["final"]] for name in ("loss", *MEASURES)]
+            cells += [[100 * row["accuracy"] for row in tasks[task].get(label, {}).values()] for task in tasks]
+            print(f"| {label} | {len(seeds) or ''} | {' | '.join(spread(cell) or '' for cell in cells)} |")
     print("", f"{out}/findings.json, {len(rows)} runs", sep="\n")
 
 

@@ -1989,6 +1989,9 @@ def test_runs_are_compared(run, toy, tmp_path):
     table = {cells[0]: cells for cells in lines}
     assert table["k = 4, w = 8"][-1] == f"{accuracy[0]:.3g}" and table["none"][-1] == f"{accuracy[1]:.3g}"
     assert table["k = 2, w = 8"][1:3] == ["1", f"{log_of(tmp_path / 'other')[-1]:.3g}"] and table["k = 2, w = 8"][-1] == ""
+    shutil.copytree(run, tmp_path / "zz")
+    code, again, _ = run_script("pretrain.py", "--compare", run, tmp_path / "zz", "--out", tmp_path / "out")
+    assert "zz: differs from whole in neither k, w" in again and "| k = 4, w = 8 | 1 |" in again  # one seed is one seed
     assert "no finished run" in refused("pretrain.py", "--compare", tmp_path / "half")
     (tmp_path / "foreign.json").write_text('{"loss": 1}')
     assert "not what pretrain.py" in refused("pretrain.py", "--compare", tmp_path / "foreign.json")
@@ -2078,10 +2081,11 @@ def figures_of(path):
     for collection, groups in pretrain.group([row for row in rows if "final" in row]).items():
         results = pretrain.downstream(rows, groups)
         for label, runs in groups.items():
-            for name in runs[0]["final"]:
-                found[collection, label, name] = {row["seed"]: row["final"][name] for row in runs}
+            for name in ("loss", *pretrain.MEASURES):
+                found[collection, label, name] = {seed: row["final"][name] for seed, row in runs.items() if name in row["final"]}
         for name, task in FIGURES.items():
-            found |= {(collection, label, name): accuracy for label, accuracy in results.get(task, {}).items()}
+            for label, tested in results.get(task, {}).items():
+                found[collection, label, name] = {seed: row["accuracy"] for seed, row in tested.items()}
     return lambda *which: np.array([found[which][seed] for seed in seeds])
 
 
