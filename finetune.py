@@ -1,21 +1,21 @@
-"""Fine-tune a pretrained network on a labelled set, and count what it gets right (Sections 4.1 and 7.2).
+"""Fine-tune a pretrained network on a labelled set, and test it (Sections 4.1 and 7.2).
 
-    python finetune.py --task toy-action --ckpt runs/toy-k16/checkpoint.pt    about a minute and a half on two CPU cores
-    python finetune.py --task toy-action                                      the same from scratch, to compare with
-    python finetune.py --task hmdb51 --ckpt runs/movies-k16/checkpoint.pt     one GPU of 100 GB; split 1, as in Tables 1 to 4
-    torchrun --nproc_per_node 8 finetune.py --task ucf101 --split all --ckpt runs/movies-k16/checkpoint.pt     Table 5
+    python finetune.py --task toy-action --ckpt runs/toy-k16/checkpoint.pt    90 s on two CPU cores
+    python finetune.py --task toy-action                                      from scratch
+    python finetune.py --task hmdb51 --ckpt runs/movies-k16/checkpoint.pt     one GPU of 100 GB
+    torchrun --nproc_per_node 8 finetune.py --task ucf101 --split all --ckpt FILE      Table 5
 
-A run is a folder: result.json, confusion.png, split1.pt (the classifier), log.jsonl (not of a probe). The same command
-goes on after a kill, which costs an epoch at most. The last epoch counts: the test videos are looked at once, at the end.
+A run is a folder: result.json, confusion.png, split1.pt (the classifier), and log.jsonl (not of a
+probe). The same command resumes after a kill, which costs an epoch at the most. The last epoch
+counts: the test files are looked at once, at the end.
 
-B clips, T frames of H x W pixels, S samples of sound, P mel filters, Q audio frames; C classes, V views of a test file.
+B clips; T frames of H x W pixels; S samples of sound; P mel filters; Q audio frames; C classes;
+V views of a test file; D features.
 """
 
 import argparse
-import json
 import math
 import os
-import sys
 import time
 import warnings
 from functools import partial
@@ -24,171 +24,469 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import data
-import models
+from data import ESC50, AudioFrontEnd, LabeledVideos, VideoFrontEnd, front_end_state
+from harness.errors import BadInput, one_line_errors, refuse
+from harness.run import Processes, Run
+from media.format import ORDER, Format, rng_of
+from media.labels import LAYOUTS
+from models import NETWORKS
 
-# A task is a row of defaults that flags override. `sizes`: crop, scale jitter, shorter side in testing, in proportion
-# for a checkpoint of another crop (7.2). `sound`: that of pretraining; a checkpoint brings its own.
-PAPER = dict(width=64, warmup=25, batch_size=96, lr=0.2, workers=8, clips=10, sizes=(158, (181, 226), 190),
-             sound=dict(rate=48000, n_fft=2048, hop=512, mels=96))  # fmt: skip
-TOY = dict(width=16, warmup=5, lr=0.05, workers=2, clips=2, sizes=(28, (32, 40), 34), frames=8, fps=5,
-           sound=dict(rate=16000, n_fft=1024, hop=256, mels=64))  # fmt: skip
-TASKS = {
-    "ucf101": dict(PAPER, data="datasets/ucf101", layout="ucf101", splits=3, epochs=150, frames=32, fps=10),
-    "hmdb51": dict(PAPER, data="datasets/hmdb51", layout="hmdb51", splits=3, epochs=200, frames=32, fps=10),
-    "esc50": dict(PAPER, data="datasets/esc50", layout="esc50", splits=5, epochs=200, frames=30, fps=10),
-    "toy-action": dict(TOY, data="datasets/toy/action", layout="ucf101", splits=3, epochs=25, batch_size=40),
-    "toy-sound": dict(TOY, data="datasets/toy/sound", layout="esc50", splits=5, epochs=20, batch_size=48),
+# -------------------------------------------------------------------------------------------------
+# Arguments: a task is a row of defaults, which flags override
+#
+# sizes   crop, scale jitter, and shorter side in testing, in pixels; they are scaled in proportion
+#         for a checkpoint of another crop (7.2)
+# sound   the sound of pretraining, for a network that is trained from scratch
+# width   of that network; a checkpoint brings its own
+# -------------------------------------------------------------------------------------------------
+
+PAPER = {
+    "sizes": (158, (181, 226), 190),
+    "sound": {"rate": 48000, "n_fft": 2048, "hop": 512, "mels": 96},
+    "width": 64,
 }
-NETWORKS = {"video": models.r2plus1d_18, "audio": models.audio_resnet18}
+PAPER_FLAGS = {"warmup": 25, "batch_size": 96, "lr": 0.2, "workers": 8, "clips": 10}
+TOY = {
+    "sizes": (28, (32, 40), 34),
+    "sound": {"rate": 16000, "n_fft": 1024, "hop": 256, "mels": 64},
+    "width": 16,
+}
+TOY_FLAGS = {"warmup": 5, "lr": 0.05, "workers": 2, "clips": 2, "frames": 8, "fps": 5}
+TASKS = {
+    "ucf101": {
+        **PAPER,
+        "layout": "ucf101",
+        "splits": 3,
+        "flags": {**PAPER_FLAGS, "data": "datasets/ucf101", "epochs": 150, "frames": 32, "fps": 10},
+    },
+    "hmdb51": {
+        **PAPER,
+        "layout": "hmdb51",
+        "splits": 3,
+        "flags": {**PAPER_FLAGS, "data": "datasets/hmdb51", "epochs": 200, "frames": 32, "fps": 10},
+    },
+    "esc50": {
+        **PAPER,
+        "layout": "esc50",
+        "splits": 5,
+        "flags": {**PAPER_FLAGS, "data": "datasets/esc50", "epochs": 200, "frames": 30, "fps": 10},
+    },
+    "toy-action": {
+        **TOY,
+        "layout": "ucf101",
+        "splits": 3,
+        "flags": {**TOY_FLAGS, "data": "datasets/toy/action", "epochs": 25, "batch_size": 40},
+    },
+    "toy-sound": {
+        **TOY,
+        "layout": "esc50",
+        "splits": 5,
+        "flags": {**TOY_FLAGS, "data": "datasets/toy/sound", "epochs": 20, "batch_size": 48},
+    },
+}
+
+MAY_CHANGE = ("out", "workers")  # when a run is resumed
+BEFORE = {"clips": 10}  # what an argument meant in the runs that were made before it existed
 
 
-def parse_arguments(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = fail
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.error = refuse
     add = parser.add_argument
-    add("--task", required=True, choices=TASKS, help="Section 4.1; the toy tasks, and their recipes, are our choice")
-    add("--ckpt", metavar="FILE", help="written by pretrain.py; without it the network is trained from scratch")
-    add("--data", metavar="DIR", help="the set as its authors publish it (default: datasets/TASK)")
-    add("--split", default="1", help="4.2: 1 in the ablations; all: the mean of the 3 splits, or 5 folds (Table 5)")
-    add("--probe", action="store_true", help="our choice: the network stays as it is; logistic regression on its features")
-    add("--out", metavar="DIR", help="default: runs/TASK-NAME, NAME the folder of the checkpoint, or `scratch`")
-    add("--seed", type=int, default=0, help="our choice, as the paper names none")
-    add("--workers", type=int, help="processes that read, for each GPU; they change the speed and nothing else")
-    add("--width", type=int, help="channels of the first stage: 64 (4.1); the toy's 16 is our choice")
-    add("--epochs", type=int, help="7.2: 150 on UCF101, 200 on HMDB51 and ESC-50")
-    add("--batch-size", type=int, help="7.2: 96, of all processes together; an epoch's incomplete last one is dropped")
-    add("--lr", type=float, help="7.2: 0.2, at the end of the warm-up, which starts at 0.001")
-    add("--warmup", type=int, help="7.2: 25 epochs, linear; then cosine, to 0 (our choice)")
-    add("--weight-decay", type=float, default=1e-4, help="7.2: 1e-4; and momentum 0.9")
-    add("--frames", type=int, help="4.1: 32 frames at 10 fps; a sound lasts frames / fps too: 3 s on ESC-50 (4.1)")
-    add("--fps", type=float, help="4.1: 10")
-    add("--crop", type=int, help="4.1: 158 pixels; a checkpoint's own (7.2); the next two follow in proportion")
-    add("--scale", type=int, nargs=2, metavar=("LOW", "HIGH"), help="4.1: shorter side in training, 181 to 226 pixels")
-    add("--short-side", type=int, help="our choice: shorter side in testing, 190 pixels as in pretraining (4.1)")
-    add("--clips", type=int, help="4.1: 10 of a test file, each of a video in 3 crops; the toy's 2 cover its files")
-    add("--jitter", type=float, default=0.4, help="our choice: sigma of the colour jitter; 4.1 does not say how strong")
-    add("--mask", type=float, default=0.5, help="4.1: the longest mask of a sound, in time and in frequency")
-    parser.set_defaults(**TASKS[parser.parse_known_args(argv)[0].task])
+    add("--task", required=True, choices=TASKS, help="4.1; the toy tasks are our choice")
+    add("--ckpt", metavar="FILE", help="written by pretrain.py; default: train from scratch")
+    add("--data", metavar="DIR", help="the set as its authors publish it; default datasets/TASK")
+    add("--split", default="1", help="1 as in 4.2; all: the mean of 3 splits or 5 folds (Table 5)")
+    add(
+        "--probe",
+        action="store_true",
+        help="leave the network as it is: logistic regression on its features (our choice)",
+    )
+    add(
+        "--out", metavar="DIR", help="default runs/TASK-NAME, by the checkpoint's folder or scratch"
+    )
+    add("--seed", type=int, default=0, help="our choice, since the paper names none")
+    add("--workers", type=int, help="processes that read, for each training process")
+    add(
+        "--width",
+        type=int,
+        help="channels of the first stage; default the checkpoint's, or 64 from scratch (4.1)",
+    )
+    add("--epochs", type=int, help="150 on UCF101, 200 on HMDB51 and ESC-50 (7.2)")
+    add(
+        "--batch-size",
+        type=int,
+        help="96, of all processes together (7.2); the incomplete last one of an epoch is dropped",
+    )
+    add("--lr", type=float, help="0.2, at the end of the warm-up, which starts at 0.001 (7.2)")
+    add("--warmup", type=int, help="25 epochs, linear (7.2); then a cosine to 0 (our choice)")
+    add("--weight-decay", type=float, default=1e-4, help="1e-4, with momentum 0.9 (7.2)")
+    add("--frames", type=int, help="32 frames at 10 fps; a sound lasts 3 s on ESC-50 (4.1)")
+    add("--fps", type=float, help="10 (4.1)")
+    add("--crop", type=int, help="158 pixels (4.1); default the checkpoint's own (7.2)")
+    add(
+        "--scale",
+        type=int,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="shorter side in training, 181 to 226 pixels (4.1); default in proportion to --crop",
+    )
+    add(
+        "--short-side",
+        type=int,
+        help="shorter side in testing, 190 pixels; default in proportion to --crop (our choice)",
+    )
+    add(
+        "--clips", type=int, help="10 of a test file, each of a video in 3 crops (4.1); the toy's 2"
+    )
+    add("--jitter", type=float, default=0.4, help="sigma of the colour jitter (our choice: 4.1)")
+    add("--mask", type=float, default=0.5, help="longest mask of a sound in time and in mels (4.1)")
+    known, _ = parser.parse_known_args(argv)
+    parser.set_defaults(**TASKS[known.task]["flags"])
     return parser.parse_args(argv)
 
 
-def fail(message):
-    """One line for what a user can mend. All processes fail a check alike: one speaks; later, the one it happens to."""
-    if os.environ.get("RANK", "0") == "0" or dist.is_initialized():
-        tqdm.write(f"finetune.py: error: {message}", file=sys.stderr)  # on a line of its own, though a bar be there
-    else:
-        time.sleep(10)  # torchrun ends all at the first exit, and the one that speaks may be the last to fail
-    sys.exit(2)
-
-
-def check(args, processes):
+def check_args(args, task, world_size):
+    """Raise BadInput for whatever can be told from the flags and the checkpoint."""
     low, high = args.scale
-    for flag, right, should in (
-        ("split", args.split in ["all", *map(str, range(1, args.splits + 1))], f"1 to {args.splits}, or all"),
-        ("batch-size", args.batch_size in range(processes, 10**6, processes), f"a multiple of processes, {processes}"),
-        ("epochs", args.epochs > args.warmup >= 0, f"more than --warmup {args.warmup}, which must be 0 or more"),
-        ("scale", 0 < args.crop <= low <= high, f"ascending, from --crop {args.crop} or more, which must be positive"),
-        ("short-side", args.crop <= args.short_side, f"--crop {args.crop} or more"),
+    B = args.batch_size // world_size
+    splits = [str(split) for split in range(1, task["splits"] + 1)]
+    batch_size = f"a multiple of the number of processes, {world_size}"
+    epochs = f"more than --warmup {args.warmup}, which must be 0 or more"
+    scale = f"ascending, from --crop {args.crop} or more, which must be positive"
+    rules = [
+        ("split", args.split in ["all", *splits], f"1 to {task['splits']}, or all"),
+        ("batch_size", B >= 1 and args.batch_size % world_size == 0, batch_size),
+        ("epochs", args.epochs > args.warmup >= 0, epochs),
+        ("scale", 0 < args.crop <= low <= high, scale),
+        ("short_side", args.crop <= args.short_side, f"--crop {args.crop} or more"),
         ("mask", 0 <= args.mask <= 1, "from 0 to 1"),
-        ("width", args.width in range(8, 10**6, 8), "a multiple of 8"),
-        *((name, getattr(args, name) >= least, f"{least} or more") for name, least in
-          dict(frames=1, fps=0.1, clips=1, jitter=0, seed=0, workers=0).items()),
-    ):
-        if not right:
-            fail(f"--{flag} {getattr(args, flag.replace('-', '_'))}: must be {should}")
+        ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
+        ("frames", args.frames >= 1, "1 or more"),
+        ("fps", args.fps >= 0.1, "0.1 or more"),
+        ("clips", args.clips >= 1, "1 or more"),
+        ("jitter", args.jitter >= 0, "0 or more"),
+        ("seed", args.seed >= 0, "0 or more"),
+        ("workers", args.workers >= 0, "0 or more"),
+    ]
+    for name, holds, rule in rules:
+        if not holds:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {rule}")
 
 
-def read_checkpoint(path, backbone, width, constants):
-    """-> (weights, front_end, their origin), or one line, unless all the backbone's weights are there and fit."""
-    warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a foreign file, which we refuse in our own words
+# -------------------------------------------------------------------------------------------------
+# What is fine-tuned, and on what
+# -------------------------------------------------------------------------------------------------
+
+
+class Source:
+    """Where the weights come from: a checkpoint of pretraining, or a random initialisation.
+
+    backbone    "video" or "audio"
+    network     its name in `models.NETWORKS`
+    width       channels of its first stage
+    weights     its state dict; empty from scratch
+    front_end   what the front-ends must do, see `data.front_end_state`
+    origin      all this in words
+    measures    whether the front-end is measured on each training set: sound, from scratch
+    """
+
+    def __init__(self, args, task):
+        self.backbone = "audio" if task["layout"] == "esc50" else "video"
+        self.measures = self.backbone == "audio" and not args.ckpt
+        if args.ckpt:
+            self.read(args.ckpt, args.width)
+            return
+        fmt = Format(crop=task["sizes"][0], **task["sound"])
+        self.network = {"video": "r2plus1d_18", "audio": "audio_resnet18"}[self.backbone]
+        self.width = args.width or task["width"]
+        self.weights = {}
+        self.front_end = front_end_state(fmt, VideoFrontEnd(), AudioFrontEnd(fmt))
+        self.origin = "random"
+
+    def read(self, path, width):
+        """Read a checkpoint. Raises BadInput unless every weight of the backbone is there."""
+        checkpoint = load_checkpoint(path)
+        missing = {"front_end", "args", "progress", self.backbone}.difference(checkpoint)
+        if missing:
+            raise BadInput(
+                f"--ckpt {path}: lacks {', '.join(sorted(missing))}, which the task needs; it has "
+                f"{', '.join(checkpoint)}. Name the checkpoint.pt of a run of pretrain.py"
+            )
+        # Checkpoints of before name no networks, which could only be these two.
+        networks = {"video": "r2plus1d_18", "audio": "audio_resnet18"}
+        networks = checkpoint.get("networks", networks)
+        self.network = networks[self.backbone]
+        self.weights = checkpoint[self.backbone]
+        self.front_end = checkpoint["front_end"]
+        self.width = checkpoint["args"]["width"]
+        if width not in (None, self.width):
+            raise BadInput(
+                f"--width {width}: {path} was pretrained with --width {self.width}; leave the flag "
+                "out, and it is taken from there"
+            )
+        self.check_shapes(path)
+        progress, k = checkpoint["progress"], checkpoint["args"].get("k")
+        epoch, step = progress["epoch"], progress["step"]
+        self.origin = f"{self.backbone} of {path} (epoch {epoch}, step {step}, k {k})"
+
+    def check_shapes(self, path):
+        wanted = {name: x.shape for name, x in self.make_network().state_dict().items()}
+        found = {name: x.shape for name, x in self.weights.items()}
+        names = [*wanted, *(name for name in found if name not in wanted)]
+        wrong = [name for name in names if wanted.get(name) != found.get(name)]
+        if wrong:
+            raise BadInput(
+                f"--ckpt {path}: {len(wrong)} weights of {self.backbone} are missing, unknown or "
+                f"of another shape: {', '.join(wrong[:3])}; was it written by this code?"
+            )
+
+    def make_network(self, classes=0):
+        return NETWORKS[self.network](self.width, classes)
+
+    def describe(self):
+        """The origin, and the size where there are weights."""
+        if not self.weights:
+            return self.origin
+        size = sum(x.numel() for x in self.make_network().parameters()) / 1e6
+        return f"{self.origin}: {len(self.weights)} tensors, {size:.1f} M parameters"
+
+
+def load_checkpoint(path):
+    if os.path.isdir(path):
+        raise BadInput(f"--ckpt {path}: is a folder; name the file in it, {path}/checkpoint.pt")
+    warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a file that we refuse below
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what foreign bytes do to an unpickler has many names
-        why = error.strerror if isinstance(error, OSError) else "only tensors and plain values are read"
-        fail(f"--ckpt {path}: not a checkpoint of pretrain.py ({why})")
-    has = list(checkpoint) if isinstance(checkpoint, dict) else [type(checkpoint).__name__]
-    if lacks := {"front_end", "args", "progress", backbone}.difference(has):
-        fail(f"--ckpt {path}: lacks {', '.join(sorted(lacks))}, which the task needs; it has {has}")
-    weights, front_end, made = checkpoint[backbone], checkpoint["front_end"], checkpoint["args"]
-    if lacks := constants - front_end.keys():
-        fail(f"--ckpt {path}: its front_end lacks {', '.join(sorted(lacks))}")
-    if width != made["width"]:
-        fail(f"--width {width}: {path} was pretrained with --width {made['width']}")
-    fits = {name: tensor.shape for name, tensor in NETWORKS[backbone](width).state_dict().items()}
-    shapes = {name: tensor.shape for name, tensor in weights.items()}
-    if wrong := [name for name in {**fits, **shapes} if fits.get(name) != shapes.get(name)]:
-        fail(f"--ckpt {path}: {len(wrong)} weights of {backbone} are missing, unknown or of another shape: {wrong[:3]}")
-    size = sum(weight.numel() for weight in NETWORKS[backbone](width).parameters()) / 1e6
-    origin = f"{backbone} of {path} (epoch {checkpoint['progress']['epoch']}, step {checkpoint['progress']['step']}, k {made.get('k')})"
-    return weights, front_end, f"{origin}: {len(weights)} tensors, {size:.1f} M parameters"
+    except Exception as error:  # A foreign file can make the unpickler raise nearly anything.
+        why = "only tensors and plain values are read"
+        if isinstance(error, OSError):
+            why = error.strerror
+        raise BadInput(
+            f"--ckpt {path}: not a checkpoint of pretrain.py ({why}); name a checkpoint.pt"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise BadInput(f"--ckpt {path}: not a checkpoint of pretrain.py; name a checkpoint.pt")
+    return checkpoint
 
 
-def open_run(out, settings):
-    """-> the state to go on from; fails if the folder holds anything else."""
-    state = dict(settings=settings, split=None, epoch=0, log=[], confusion={}, summary=None)
-    if (out / "last.pt").exists():
-        state = torch.load(out / "last.pt", map_location="cpu", weights_only=True)
-    elif out.exists() and (not out.is_dir() or any(path.name[0] != "." for path in out.iterdir())):
-        fail(f"--out {out}: exists, and holds no run of finetune.py; name another folder")
-    for name, value in settings.items():
-        if state["settings"].get(name) != value:
-            fail(f"--out {out}: holds a run of {name} {state['settings'].get(name)}, not {value}; name another folder")
-    return state
+def set_sizes(args, task, front_end):
+    """Pixels that no flag gives follow the crop of pretraining, in proportion (7.2)."""
+    crop, scale, short_side = task["sizes"]
+    if args.crop is None:
+        args.crop = front_end["crop"]
+    if args.scale is None:
+        args.scale = [round(side * args.crop / crop) for side in scale]
+    if args.short_side is None:
+        args.short_side = round(short_side * args.crop / crop)
 
 
-def training_batches(count, args, start, rank, processes):
-    """Lists of (i, key) for one rank, from epoch `start` on, by (seed, epoch, step, place in the global batch) alone.
+def make_set(items, fmt, args, task):
+    if task["layout"] == "esc50":
+        return ESC50(items, fmt, args.clips)
+    return LabeledVideos(items, fmt, args.clips, scale=args.scale)
 
-    So neither workers nor a kill change them, and any number of processes share out the same global batch.
+
+def read_splits(args, task, fmt):
+    """{split: (training set, test set, class names)} of those that --split asks for."""
+    splits = [args.split]
+    if args.split == "all":
+        splits = range(1, task["splits"] + 1)
+    sets = {}
+    for split in map(int, splits):
+        read = LAYOUTS[task["layout"]]
+        train, names = read(args.data, split, True)
+        test, _ = read(args.data, split, False)
+        if not test or (len(train) < args.batch_size and not args.probe):
+            raise BadInput(
+                f"--batch-size {args.batch_size}: {args.data} has only {len(train)} files to train "
+                f"on and {len(test)} to test; take a smaller one, or the whole set"
+            )
+        sets[split] = (make_set(train, fmt, args, task), make_set(test, fmt, args, task), names)
+    return sets
+
+
+def make_front_ends(args, fmt, source, train):
+    """Both front-ends. From scratch, sound is standardised by its training set."""
+    state = source.front_end
+    video = VideoFrontEnd(args.jitter, flip=True, mean=state["video_mean"], std=state["video_std"])
+    audio = AudioFrontEnd(
+        fmt, args.mask, both=True, mean=state["log_mel_mean"], std=state["log_mel_std"]
+    )
+    if source.measures:
+        every = math.ceil(len(train) / 256)  # of up to 256 training clips
+        clips = [train[i, (args.seed, 0, 0, i)][0] for i in range(0, len(train), every)]
+        audio.measure(torch.stack(clips))
+    return video, audio
+
+
+# -------------------------------------------------------------------------------------------------
+# Training
+# -------------------------------------------------------------------------------------------------
+
+
+def training_batches(files, args, start, rank, world_size):
+    """Yield lists of (file, key) for one rank, from epoch `start` on.
+
+    They depend on (seed, epoch, step, place in the global batch) alone. So neither workers nor a
+    kill change them, and any number of processes share out the same global batch.
     """
-    share = args.batch_size // processes
+    share = args.batch_size // world_size
     for epoch in range(start, args.epochs):
-        order = data.rng_of(args.seed, epoch).permutation(count)
-        for step in range(count // args.batch_size):
-            places = range(rank * share, (rank + 1) * share)
-            yield [(order[step * args.batch_size + place], (args.seed, epoch, step, place)) for place in places]
+        order = rng_of((args.seed, epoch), ORDER).permutation(files)
+        for step in range(files // args.batch_size):
+            batch = []
+            for place in range(rank * share, (rank + 1) * share):
+                file = order[step * args.batch_size + place]
+                batch.append((file, (args.seed, epoch, step, place)))
+            yield batch
 
 
 def learning_rate(epoch, args):
-    """At a fraction of an epoch: linear from 0.001 to lr, then cosine to 0 (7.2)."""
+    """At a fraction of an epoch: linear from 0.001 to --lr, then a cosine to 0 (7.2)."""
     if epoch < args.warmup:
         return 1e-3 + (args.lr - 1e-3) * epoch / args.warmup
-    return args.lr * (1 + math.cos(math.pi * (epoch - args.warmup) / (args.epochs - args.warmup))) / 2
+    return (
+        args.lr * (1 + math.cos(math.pi * (epoch - args.warmup) / (args.epochs - args.warmup))) / 2
+    )
+
+
+def resume_split(net, optimizer, state, split, processes):
+    """Load what an interrupted run has saved of this split; return the epochs that are done."""
+    if state["split"] != split:
+        return 0
+    net.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    processes.report(f"resumed after epoch {state['epoch']}")
+    return state["epoch"]
+
+
+def train(net, front_end, files, split, state, run, args, processes):
+    """Fine-tune all layers with SGD (7.2), from the epoch that `state` has reached."""
+    rank, W, device = processes.rank, processes.world_size, processes.device
+    optimizer = torch.optim.SGD(
+        net.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay
+    )
+    start = resume_split(net, optimizer, state, split, processes)
+    model = net
+    if W > 1:
+        model = DistributedDataParallel(net, broadcast_buffers=False)
+    # One loader reads for all epochs, so that its workers do not stop between them.
+    steps = len(files) // args.batch_size
+    mine = training_batches(len(files), args, start, rank, W)
+    batches = iter(DataLoader(files, batch_sampler=mine, **loading(args, processes)))
+    total = args.epochs * steps
+    bar = tqdm(total=total, initial=start * steps, unit="step", disable=rank > 0, mininterval=1)
+    for epoch in range(start, args.epochs):
+        model.train()
+        began, waited = time.perf_counter(), 0.0
+        totals = torch.zeros(2, device=device)  # of the loss and the accuracy
+        for step in range(steps):
+            # Batch: uint8 (B, 3, T, H, W) or float (B, S); labels (B,).
+            tick = time.perf_counter()
+            clips, labels = next(batches)
+            waited += time.perf_counter() - tick
+            labels = labels.to(device, non_blocking=True)
+            # Front-end: (B, 3, T, H, W) or (B, 1, P, Q).
+            x = front_end(clips.to(device, non_blocking=True), (args.seed, epoch, step, rank))
+            # Logits (B, C), and loss.
+            with processes.autocast():
+                logits = model(x)
+            loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+            # Step.
+            optimizer.param_groups[0]["lr"] = learning_rate(epoch + step / steps, args)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            # Progress. Reading the totals waits for the device, so `waited` is its idle time.
+            accuracy = (logits.argmax(1) == labels).float().mean()
+            totals += torch.stack([loss.detach(), accuracy])
+            mean, right = (totals / (step + 1)).tolist()
+            check_finite(mean, epoch, step, args)
+            waiting = waited / (time.perf_counter() - began)
+            progress = f"loss {mean:.3f}, {right:.0%} right, {waiting:.0%} waiting"
+            bar.set_postfix_str(progress, refresh=False)
+            bar.update()
+        # Log and save.
+        mean, right = (torch.stack(processes.sum(*totals)) / steps / W).tolist()
+        lr = optimizer.param_groups[0]["lr"]
+        times = {"seconds": time.perf_counter() - began, "waiting": waiting}
+        run.log(split=split, epoch=epoch + 1, loss=mean, accuracy=right, lr=lr, **times)
+        state.update(split=split, epoch=epoch + 1, log=run.rows)
+        state.update(model=net.state_dict(), optimizer=optimizer.state_dict())
+        run.save(state)
+    bar.close()
+
+
+def check_finite(loss, epoch, step, args):
+    if not math.isfinite(loss):
+        raise BadInput(
+            f"--lr {args.lr:g}: the loss is {loss} in epoch {epoch + 1}, step {step + 1}; take a "
+            "smaller one, with another --out"
+        )
+
+
+def loading(args, processes):
+    return {"num_workers": args.workers, "pin_memory": processes.on_gpu}
+
+
+# -------------------------------------------------------------------------------------------------
+# Probe: logistic regression on the features of a network that stays as it is
+# -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def embed(net, front_end, files, rank, processes, loading):
-    """-> {path: (V, D)}: the averaged features of each file's test views, of all files on every process."""
+def embed(net, front_end, files, processes, workers=0):
+    """{path: (V, D)}: the averaged features of the test views of all files, on every process."""
     net.eval()
-    device, mine = net.fc.weight.device, range(rank, len(files), processes)
-    views = DataLoader(files, None, sampler=[(i, None) for i in mine], **loading)
+    device = processes.device
+    mine = range(processes.rank, len(files), processes.world_size)
+    views = DataLoader(
+        files,
+        batch_size=None,
+        sampler=[(i, None) for i in mine],
+        num_workers=workers,
+        pin_memory=processes.on_gpu,
+    )
     features = {}
-    for i, (x, _) in zip(mine, tqdm(views, "features", disable=rank > 0, mininterval=1)):
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    bar = tqdm(views, "features", disable=processes.rank > 0, mininterval=1)
+    for i, (x, _) in zip(mine, bar):  # uint8 (V, 3, T, H, W) or float (V, S)
+        path, _ = files.items[i]
+        with processes.autocast():
             x = net.features(front_end(x.to(device, non_blocking=True)))
-        features[files.items[i][0]] = net.avgpool(x.float()).flatten(1).cpu()
-    everyone = [features]
-    if processes > 1:
-        dist.all_gather_object(everyone := [None] * processes, features)
-    return {path: x for part in everyone for path, x in part.items()}
+        features[path] = net.avgpool(x.float()).flatten(1).cpu()
+    if processes.world_size == 1:
+        return features
+    parts = [None] * processes.world_size
+    dist.all_gather_object(parts, features)
+    return {path: x for part in parts for path, x in part.items()}
 
 
-def fit_probe(fc, features, train):
-    """Sets fc to the logistic regression on standardised features that minimises cross-entropy + |W|^2 / (2 files)."""
-    x = torch.stack([features[path] for path, _ in train.items]).to(fc.weight).double()                  # (N, V, D)
-    y = torch.tensor([label for _, label in train.items], device=x.device)[:, None].expand(x.shape[:2]).flatten()
-    mean, std = x.mean((0, 1)), x.std((0, 1)).clamp(min=1e-6)
-    x = ((x - mean) / std).flatten(0, 1)
-    weight, bias = (torch.zeros_like(p, dtype=torch.double, requires_grad=True) for p in fc.parameters())
+def fit_probe(fc, features, files):
+    """Set fc to the logistic regression on standardised features of these files.
+
+    It minimises cross-entropy + |W|^2 / (2 * files), in fp64, with L-BFGS.
+    """
+    x = torch.stack([features[path] for path, _ in files.items]).to(fc.weight).double()  # (N, V, D)
+    labels = torch.tensor([label for _, label in files.items], device=x.device)
+    y = labels[:, None].expand(x.shape[:2]).flatten()  # (N * V,)
+    mean = x.mean((0, 1))
+    std = x.std((0, 1)).clamp(min=1e-6)
+    x = ((x - mean) / std).flatten(0, 1)  # (N * V, D)
+    weight = torch.zeros_like(fc.weight, dtype=torch.double, requires_grad=True)
+    bias = torch.zeros_like(fc.bias, dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=1000, line_search_fn="strong_wolfe")
 
     def objective():
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + weight.square().sum() / (2 * len(train))
+        loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y)
+        loss = loss + weight.square().sum() / (2 * len(files))
         loss.backward()
         return loss
 
@@ -198,202 +496,241 @@ def fit_probe(fc, features, train):
         fc.bias.copy_(bias - weight @ (mean / std))
 
 
-@torch.no_grad()
-def evaluate(net, front_end, test, classes, rank, processes, loading, features=None):
-    """-> (C, C) counts, true by predicted. The answer for a video: its views' softmax, averaged (our choice in 4.1).
+# -------------------------------------------------------------------------------------------------
+# Testing
+# -------------------------------------------------------------------------------------------------
 
-    features: of `embed`, where they are known already.
-    """
+
+@torch.no_grad()
+def predict(net, front_end, files, processes, workers=0):
+    """Yield (logits (V, C), label) of the test files of this rank."""
+    processes.share_buffers(net)  # an answer must not depend on which rank gives it
     net.eval()
-    if processes > 1:  # BN kept statistics of each process's own clips, and an answer must not depend on who gives it
-        for buffer in net.buffers():
-            dist.broadcast(buffer, 0)
-    device = net.fc.weight.device
-    counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-    mine = [(i, None) for i in range(rank, len(test), processes)]            # no padding: each video once
-    known = features and ((features[test.items[i][0]], test.items[i][1]) for i, _ in mine)
-    views = known or DataLoader(test, None, sampler=mine, **loading)
-    for x, label in tqdm(views, "test", len(mine), disable=rank > 0 or bool(known), mininterval=1):
-        x = x.to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" and not known):
-            logits = net.fc(x) if known else net(front_end(x))               # (V, C) of (V, 3, T, H, W) or (V, 1, P, Q)
-        counts[label, logits.float().softmax(1).mean(0).argmax()] += 1
-    if processes > 1:
+    mine = [(i, None) for i in range(processes.rank, len(files), processes.world_size)]
+    views = DataLoader(
+        files, batch_size=None, sampler=mine, num_workers=workers, pin_memory=processes.on_gpu
+    )
+    for x, label in tqdm(views, "test", disable=processes.rank > 0, mininterval=1):
+        x = front_end(x.to(processes.device, non_blocking=True))  # (V, 3, T, H, W), (V, 1, P, Q)
+        with processes.autocast():
+            logits = net(x)
+        yield logits.float(), label
+
+
+@torch.no_grad()
+def predict_from_features(fc, features, files, processes):
+    """Yield (logits (V, C), label) of the test files of this rank, from what `embed` returned."""
+    for path, label in files.items[processes.rank :: processes.world_size]:
+        yield fc(features[path].to(processes.device)), label
+
+
+def evaluate(predictions, files, classes, processes):
+    """Count the answers: (C, C), true by predicted class.
+
+    The answer for a file is the mean of the softmax of its views (our choice: 4.1 averages "the
+    model predictions"). Each file counts once, on any number of processes.
+    """
+    counts = torch.zeros(classes, classes, dtype=torch.int64, device=processes.device)
+    for logits, label in predictions:
+        answer = logits.softmax(1).mean(0).argmax()
+        counts[label, answer] += 1
+    if processes.world_size > 1:
         dist.all_reduce(counts)
-    assert counts.sum() == len(test), "a test video was left out, or counted twice"
+    assert counts.sum() == len(files), "a test file was skipped, or counted twice"
     return counts.cpu()
 
 
-def draw_confusion(counts, names, title):
-    """Each row is a true class: what share of its test videos was taken for what."""
+def draw_confusion(counts, names, title, path):
+    """Each row is a true class: the share of its test files that was taken for each class."""
     percent = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
-    few, side = len(names) < 30, 3 + max(3.5, 0.14 * len(names))
+    few = len(names) < 30
+    side = 3 + max(3.5, 0.14 * len(names))
     figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel="predicted (% of the true class; darker is more)", ylabel="true")
+    axes = figure.add_subplot(
+        title=title, xlabel="predicted (% of the true class; darker is more)", ylabel="true"
+    )
     axes.imshow(percent.numpy(), vmin=0, vmax=160, cmap="Blues")
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=9 if few else 7)
-    axes.set_yticks(range(len(names)), names, fontsize=9 if few else 7)
-    for i, j in percent.round().nonzero().tolist() if few else ():
-        axes.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center")
-    return figure
+    font = 9 if few else 7
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
+    axes.set_yticks(range(len(names)), names, fontsize=font)
+    if few:
+        for i, j in percent.round().nonzero().tolist():
+            axes.text(j, i, f"{percent[i, j]:.0f}", ha="center", va="center")
+    figure.savefig(path, format="png")
+
+
+# -------------------------------------------------------------------------------------------------
+# The run
+# -------------------------------------------------------------------------------------------------
+
+
+def run_folder(args):
+    """runs/TASK-NAME, NAME the folder of the checkpoint, or scratch, and what else is not usual."""
+    name = f"runs/{args.task}-scratch"
+    if args.ckpt:
+        name = f"runs/{args.task}-{Path(args.ckpt).resolve().parent.name}"
+    if args.probe:
+        name += "-probe"
+    if args.split != "1":
+        name += f"-split{args.split}"
+    if args.seed > 0:
+        name += f"-seed{args.seed}"
+    return name
+
+
+def views_of(args, source):
+    """What is tested, in words."""
+    if source.backbone == "audio":
+        return f"sounds ({args.clips} views each)"
+    return f"videos ({3 * args.clips} views each)"
+
+
+def report_split(args, source, fmt, split, sets, out, processes):
+    """Print what is done on a split, before it begins."""
+    train_files, test_files, names = sets[split]
+    report, W = processes.report, processes.world_size
+    views = views_of(args, source)
+    files = f"train {len(train_files)}, test {len(test_files)} {views}"
+    report(f"{args.task} split {split}: {len(names)} classes, {files}")
+    new = "fc.weight, fc.bias" if source.weights else "all"
+    report(f"weights: {source.describe()}; new: {new}")
+    if args.probe:
+        report("recipe: logistic regression on frozen features")
+    else:
+        steps = len(train_files) // args.batch_size
+        lr = f"lr 0.001 to {args.lr:g} in {args.warmup}, then to 0"
+        report(f"recipe: {args.epochs} epochs of {steps} steps, {lr}")
+        clips = f"{args.batch_size} = {W} processes x {args.batch_size // W} clips"
+        report(f"batch: {clips} of {fmt.seconds:g} s")
+    report(f"run: {out}, on {W} x {processes.device.type}")
+
+
+def repeat_exactly():
+    """Make the same command give the same weights again, as far as torch can."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs this to
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def summarise(args, source, state, sets):
+    """The accuracies of the splits, a line for each, and their mean if there are several."""
+    views = views_of(args, source)
+    accuracy, lines = {}, []
+    for split, counts in state["confusion"].items():
+        accuracy[split] = counts.trace().item() / counts.sum().item()
+        percent = f"{100 * accuracy[split]:.1f} % top-1"
+        lines.append(f"{args.task} split {split}: {percent} of {len(sets[split][1])} {views}")
+    mean = sum(accuracy.values()) / len(accuracy)
+    if len(accuracy) > 1:
+        lines.append(f"{args.task}: {100 * mean:.1f} %, the mean of {len(accuracy)} splits")
+    return accuracy, mean, lines
+
+
+def finish(args, source, state, sets, run):
+    """Write confusion.png and result.json; return the lines to print."""
+    accuracy, mean, lines = summarise(args, source, state, sets)
+    counts = sum(state["confusion"].values())
+    *_, names = next(iter(sets.values()))
+    right = counts.diag() / counts.sum(1).clamp(min=1)
+    run.write("confusion.png", partial(draw_confusion, counts, names, lines[-1]))
+    run.finish(
+        {
+            "task": args.task,
+            "accuracy": mean,
+            "accuracy_of_split": accuracy,
+            "tests_of_split": {split: len(sets[split][1]) for split in accuracy},
+            "summary": lines,
+            "accuracy_of_class": dict(zip(names, right.tolist())),
+            "weights": source.describe(),
+            "training_seconds": sum(row["seconds"] for row in state["log"]),
+            "settings": run.settings,
+        }
+    )
+    run.save({**state, "summary": lines, "model": None, "optimizer": None})
+    return lines
 
 
 def main(args):
-    # Arguments: all that can be wrong is found here, by every process, before any work
-    usual = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
-    rank, local, processes = (int(os.environ.get(name, value)) for name, value in usual.items())
-    backbone = "audio" if args.layout == "esc50" else "video"
-    unit = f"sounds ({args.clips} views" if backbone == "audio" else f"videos ({3 * args.clips} views"
-    crop, scale, short_side = args.sizes
-    fmt = data.Format(crop=crop, **args.sound)
-    weights, source, origin = {}, data.front_end_state(fmt, data.VideoFrontEnd(), data.AudioFrontEnd(fmt)), "random"
-    if args.ckpt:
-        weights, source, origin = read_checkpoint(args.ckpt, backbone, args.width, source.keys())
-    args.crop = args.crop or source["crop"]
-    args.scale = args.scale or [round(side * args.crop / crop) for side in scale]
-    args.short_side = args.short_side or round(short_side * args.crop / crop)
-    check(args, processes)
-    fmt = data.Format(args.frames, args.fps, args.short_side, args.crop, **{name: source[name] for name in args.sound})
-    splits = range(1, args.splits + 1) if args.split == "all" else [int(args.split)]
-    kind = data.ESC50 if args.layout == "esc50" else partial(data.LabeledVideos, scale=args.scale)
-    sets, features = {}, None
-    for split in splits:
-        (train, names), (test, _) = (getattr(data, args.layout)(args.data, split, part) for part in (True, False))
-        if len(train) < args.batch_size and not args.probe or not test:
-            fail(f"--batch-size {args.batch_size}: {args.data} has only {len(train)} to train on, {len(test)} to test")
-        sets[split] = kind(train, fmt), kind(test, fmt, args.clips), names
-    name = Path(args.ckpt).resolve().parent.name if args.ckpt else "scratch"
-    name += "-probe" * args.probe + f"-split{args.split}" * (args.split != "1") + f"-seed{args.seed}" * (args.seed > 0)
-    out = Path(args.out or f"runs/{args.task}-{name}")
-    settings = {name: value for name, value in vars(args).items() if name not in ("workers", "out")}
-    settings = json.loads(json.dumps({**settings, "weights": origin, "processes": processes}))
-    state = open_run(out, settings)
-    if state["summary"]:
-        return print(f"{out} was finished before", *state["summary"], sep="\n") if rank == 0 else None
+    # Arguments: every process finds here whatever is wrong, before any work.
+    processes = Processes()
+    rank, W = processes.rank, processes.world_size
+    task = TASKS[args.task]
+    source = Source(args, task)
+    args.width = source.width
+    set_sizes(args, task, source.front_end)
+    check_args(args, task, W)
+    sound = {name: source.front_end[name] for name in task["sound"]}
+    fmt = Format(args.frames, args.fps, args.short_side, args.crop, **sound)
+    sets = read_splits(args, task, fmt)
+    if args.out is None:
+        args.out = run_folder(args)
+    settings = {**vars(args), "weights": source.describe(), "processes": W}
+    run = Run(args.out, rank, settings, MAY_CHANGE, BEFORE, file="last.pt", foreign="*")
+    state = run.checkpoint or {"split": None, "epoch": 0, "log": [], "confusion": {}}
+    if state.get("summary"):
+        processes.report("\n".join([f"{args.out} was finished before", *state["summary"]]))
+        return
 
-    # Processes
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with this
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        if local >= torch.cuda.device_count():
-            fail(f"more processes than GPUs, of which there are {torch.cuda.device_count()}: start one for each GPU")
-        torch.cuda.set_device(device)
-    if processes > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    loading = dict(num_workers=args.workers, pin_memory=device.type == "cuda")
-    if rank == 0:
-        data.hold(out)
-        data.write_whole(out / "last.pt", partial(torch.save, state))  # from here on the folder is this run's
+    # Processes.
+    repeat_exactly()
+    processes.start()
+    run.begin(state["log"])
+    run.save(state)  # From here on the folder is this run's.
 
-    for split in [split for split in splits if split not in state["confusion"]]:
-        # Data; from scratch, sound is standardised by up to 256 of its training clips
-        train, test, names = sets[split]
-        steps = len(train) // args.batch_size
-        video = data.VideoFrontEnd(args.jitter, flip=True, mean=source["video_mean"], std=source["video_std"])
-        audio = data.AudioFrontEnd(fmt, args.mask, both=True, mean=source["log_mel_mean"], std=source["log_mel_std"])
-        if backbone == "audio" and not weights:
-            some = range(0, len(train), -(-len(train) // 256))
-            audio.measure(torch.stack([train[i, (args.seed, 0, 0, i)][0] for i in some]))
-        front_end = {"video": video, "audio": audio}[backbone].to(device)
-
-        # Model
+    # For the probe: files that several splits share are embedded once.
+    features = None
+    every_file = [item for *parts, _ in sets.values() for part in parts for item in part.items]
+    all_files = make_set(list(dict(every_file).items()), fmt, args, task)
+    for split, (train_files, test_files, names) in sets.items():
+        if split in state["confusion"]:
+            continue
+        # Data and model.
+        video_front, audio_front = make_front_ends(args, fmt, source, train_files)
+        front_end = {"video": video_front, "audio": audio_front}[source.backbone]
+        front_end = front_end.to(processes.device)
         torch.manual_seed(args.seed)
-        net = NETWORKS[backbone](args.width, len(names))
-        new, unexpected = net.load_state_dict(weights, strict=False)
-        assert not unexpected and (not weights or new == ["fc.weight", "fc.bias"])
-        net.to(device)
-        model = torch.nn.parallel.DistributedDataParallel(net, broadcast_buffers=False) if processes > 1 else net
-        # Optimiser
-        optimizer = torch.optim.SGD(net.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay)
-        # Resume
-        start = args.epochs if args.probe else state["epoch"] if state["split"] == split else 0
-        if start and not args.probe:
-            net.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-        if rank == 0:
-            print(f"{args.task} split {split}: {len(names)} classes, train {len(train)}, test {len(test)} {unit} each)",
-                  f"weights: {origin}; new: {', '.join(new) if weights else 'all'}",
-                  "recipe: logistic regression on frozen features" if args.probe else
-                  f"recipe: {args.epochs} epochs of {steps} steps, lr 0.001 to {args.lr:g} in {args.warmup}, then to 0\n"
-                  f"batch: {args.batch_size} = {processes} x {args.batch_size // processes} clips of {fmt.seconds:g} s",
-                  f"run: {out}, on {device}" + f", from epoch {start} on" * (not args.probe), sep="\n", flush=True)  # fmt: skip
+        net = source.make_network(len(names))
+        missing, unexpected = net.load_state_dict(source.weights, strict=False)
+        if source.weights:
+            assert missing == ["fc.weight", "fc.bias"] and not unexpected
+        net.to(processes.device)
+        report_split(args, source, fmt, split, sets, run.out, processes)
 
-        # Loop: one loader for all epochs, so that its workers read on where one ends
-        mine = training_batches(len(train), args, start, rank, processes)
-        batches = None if args.probe else iter(DataLoader(train, batch_sampler=mine, **loading))
-        bar = tqdm(total=args.epochs * steps, initial=start * steps, unit="step", disable=rank > 0 or args.probe, mininterval=1)
-        for epoch in range(start, args.epochs):
-            model.train()
-            begun, waited, totals = time.perf_counter(), 0.0, torch.zeros(2, device=device)
-            for step in range(steps):
-                asked = time.perf_counter()
-                clips, labels = next(batches)                                # uint8 (B, 3, T, H, W) or float (B, S)
-                waited += time.perf_counter() - asked
-                clips, labels = clips.to(device, non_blocking=True), labels.to(device)
-                x = front_end(clips, (args.seed, epoch, step, rank))         # (B, 3, T, H, W) or (B, 1, P, Q)
-                optimizer.param_groups[0]["lr"] = learning_rate(epoch + step / steps, args)
-                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                    logits = model(x)                                        # (B, C)
-                loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                totals += torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])
-                mean, right = (totals / (step + 1)).tolist()  # waits for the device, so that `waited` is its idle time
-                if not math.isfinite(mean):
-                    fail(f"--lr {args.lr:g}: the loss is {mean} in epoch {epoch + 1}, step {step + 1}; take a smaller")
-                waiting = waited / (time.perf_counter() - begun)
-                bar.set_postfix_str(f"loss {mean:.3f}, {right:.0%} right, {waiting:.0%} waiting", refresh=False)
-                bar.update()
-            if processes > 1:
-                dist.all_reduce(totals)
-            mean, right = (totals / steps / processes).tolist()
-            row = dict(split=split, epoch=epoch + 1, loss=mean, accuracy=right, lr=optimizer.param_groups[0]["lr"])
-            state["log"].append({**row, "seconds": time.perf_counter() - begun, "waiting": waiting})
-            state.update(split=split, epoch=epoch + 1, model=net.state_dict(), optimizer=optimizer.state_dict())
-            if rank == 0:
-                data.write_whole(out / "last.pt", partial(torch.save, state))
-                data.write_whole(out / "log.jsonl", partial(Path.write_text, data="\n".join(map(json.dumps, state["log"])) + "\n"))
-        bar.close()
-        del batches  # ends its workers
-
-        # Evaluate
+        # Train, and test.
         if args.probe:
-            files = dict(item for sets_of in sets.values() for part in sets_of[:2] for item in part.items)
-            if features is None or backbone == "audio" and not weights:  # from scratch each split standardises sound by its own training clips
-                features = embed(net, front_end, kind(list(files.items()), fmt, args.clips), rank, processes, loading)
-            fit_probe(net.fc, features, train)
-        state["confusion"][split] = evaluate(net, front_end, test, len(names), rank, processes, loading, features)
-        if rank == 0:
-            kept = dict(model=net.state_dict(), classes=names, front_end=data.front_end_state(fmt, video, audio))
-            data.write_whole(out / f"split{split}.pt", partial(torch.save, kept))
-            data.write_whole(out / "last.pt", partial(torch.save, state))
+            if features is None or source.measures:
+                features = embed(net, front_end, all_files, processes, args.workers)
+            fit_probe(net.fc, features, train_files)
+            predictions = predict_from_features(net.fc, features, test_files, processes)
+        else:
+            train(net, front_end, train_files, split, state, run, args, processes)
+            predictions = predict(net, front_end, test_files, processes, args.workers)
+        state["confusion"][split] = evaluate(predictions, test_files, len(names), processes)
 
-    # Save
+        # Save.
+        classifier = {
+            "model": net.state_dict(),
+            "classes": names,
+            "networks": {source.backbone: source.network},
+            "front_end": front_end_state(fmt, video_front, audio_front),
+        }
+        run.write(f"split{split}.pt", partial(torch.save, classifier))
+        run.save(state)
+
     if rank == 0:
-        accuracy = {split: c.trace().item() / c.sum().item() for split, c in state["confusion"].items()}
-        counts, mean = sum(state["confusion"].values()), sum(accuracy.values()) / len(accuracy)
-        right, tests = counts.diag() / counts.sum(1).clamp(min=1), {split: len(sets[split][1]) for split in splits}
-        summary = [f"{args.task} split {split}: {100 * accuracy[split]:.1f} % top-1 of {tests[split]} {unit} each)"
-                   for split in splits]  # fmt: skip
-        summary += [f"{args.task}: {100 * mean:.1f} %, the mean of {len(splits)} splits"] * (len(splits) > 1)
-        result = dict(task=args.task, accuracy=mean, accuracy_of_split=accuracy, tests_of_split=tests, summary=summary,
-                      accuracy_of_class=dict(zip(names, right.tolist())), weights=origin, torch=torch.__version__,
-                      training_seconds=sum(row["seconds"] for row in state["log"]), settings=settings)  # fmt: skip
-        data.write_whole(out / "confusion.png", partial(draw_confusion(counts, names, summary[-1]).savefig, format="png"))
-        data.write_whole(out / "result.json", partial(Path.write_text, data=json.dumps(result, indent=1) + "\n"))
-        data.write_whole(out / "last.pt", partial(torch.save, {**state, "summary": summary, "model": None, "optimizer": None}))
-        print(*summary, sep="\n")
-    if processes > 1:
-        dist.destroy_process_group()
+        lines = finish(args, source, state, sets, run)
+        processes.report("\n".join(lines))
+    processes.end()
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_arguments())
-    except (data.BadInput, OSError) as error:  # out of a worker it comes with the worker's traceback in front
-        fail(str(error).split("data.BadInput: ")[-1].strip())
-    except torch.OutOfMemoryError:
-        fail("--batch-size: a process's share is too large for its GPU (about 1 GB a clip of 32 frames); take less, or more GPUs")
+    with one_line_errors(
+        "finetune.py",
+        interrupted="the same command resumes from the last epoch",
+        hints={
+            torch.OutOfMemoryError: "the share of --batch-size of a process is too large for its "
+            "GPU (about 1 GB a clip of 32 frames); take a smaller one, or more GPUs"
+        },
+    ):
+        main(parse_args())

@@ -1,0 +1,66 @@
+"""Files that are whole or not there, folders of one run, and work that may crash."""
+
+import fcntl
+import os
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from harness.errors import BadInput
+
+LOCKS = []  # open files, so that each lock lives as long as this process
+
+
+def atomic_write(path, write, mark="tmp"):
+    """Call `write(temporary path)`, then rename: a reader finds the old file or the new, whole.
+
+    mark  of the temporary file's name, where two processes may write the same file at the same time
+    """
+    temporary = path.with_name(f".{path.name}.{mark}")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def lock_folder(folder):
+    """Make a run's folder and lock it for as long as this process lives.
+
+    Raises BadInput if another process has locked it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    LOCKS.append(open(folder / ".lock", "w"))
+    try:
+        fcntl.lockf(LOCKS[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        remedy = "wait for it to end, or name another folder"
+        raise BadInput(f"--out {folder}: another run is using this folder; {remedy}") from error
+    except OSError:
+        pass  # This file system has no locks.
+
+
+def in_own_process(work, path, *args):
+    """Return work(path, ...), computed in another process: a decoder that crashes costs one file.
+
+    Raises BadInput if that process dies, and whatever `work` raises.
+    """
+    try:
+        with ProcessPoolExecutor(1, initializer=end_with, initargs=(os.getpid(),)) as process:
+            return process.submit(work, path, *args).result()
+    except BrokenProcessPool as error:
+        raise BadInput(f"{path}: the process that read it died") from error
+
+
+def end_with(parent):
+    """End this process once its parent is dead, so that a kill leaves nothing running."""
+    threading.Thread(target=watch, args=(parent,), daemon=True).start()
+
+
+def watch(parent):
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)

@@ -1,0 +1,266 @@
+"""A run: the processes it runs on, its folder, log and checkpoint, and how it resumes."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from harness.errors import BadInput, printable
+from harness.files import atomic_write, lock_folder
+
+# -------------------------------------------------------------------------------------------------
+# Processes
+# -------------------------------------------------------------------------------------------------
+
+
+class Processes:
+    """The processes that torchrun has started, as one of them sees them; one without torchrun.
+
+    rank, world_size    which of how many processes this is
+    device              its GPU, or the CPU where there is none; known after `start`
+    """
+
+    def __init__(self):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.device = None
+
+    def start(self):
+        """Take a device and connect the processes. Raises BadInput for more processes than GPUs."""
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            gpus = torch.cuda.device_count()
+            if self.local_rank >= gpus:
+                raise BadInput(f"there are more processes than GPUs: start {gpus}, one for each")
+            self.device = torch.device("cuda", self.local_rank)
+            torch.cuda.set_device(self.device)
+        self.patient = None
+        if self.world_size > 1:
+            if not dist.is_initialized():
+                dist.init_process_group("nccl" if self.on_gpu else "gloo")
+            # For work of hours on rank 0, such as finding the scenes of a collection.
+            self.patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+
+    @property
+    def on_gpu(self):
+        return self.device.type == "cuda"
+
+    def autocast(self):
+        """bf16 on a GPU. On a CPU fp32: bf16 gave non-finite gradients there now and then."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.on_gpu)
+
+    def report(self, *words):
+        """Print a line, once for all ranks, above any progress bar."""
+        if self.rank == 0:
+            tqdm.write(printable(" ".join(map(str, words))))
+
+    def on_rank_0(self, work):
+        """Return work(), computed by rank 0 and sent to all; all ranks raise its BadInput."""
+        found = [None]
+        if self.rank == 0:
+            try:
+                found = [work()]
+            except BadInput as error:
+                found = [error]
+        if self.world_size > 1:
+            dist.broadcast_object_list(found, group=self.patient)
+        if isinstance(found[0], BadInput):
+            raise found[0]
+        return found[0]
+
+    def gather(self, mine):
+        """The parts of all ranks in one list, on rank 0; an empty list elsewhere.
+
+        mine  a list of plain values and CPU tensors
+        """
+        if self.world_size == 1:
+            return mine
+        parts = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(mine, parts)
+        return sum(parts or [], [])
+
+    def sum(self, *values):
+        """The sums of these numbers over all ranks: scalar fp32 tensors on the device."""
+        totals = [torch.as_tensor(x, dtype=torch.float32, device=self.device) for x in values]
+        totals = torch.stack(totals)
+        if self.world_size > 1:
+            dist.all_reduce(totals)
+        return totals.unbind()
+
+    def share_buffers(self, model):
+        """Give all ranks the buffers of rank 0: each has averaged BatchNorm over its own clips."""
+        if self.world_size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def wait(self):
+        """Wait until all ranks are here."""
+        if self.world_size > 1:
+            dist.barrier(self.patient)
+
+    def end(self):
+        if self.world_size > 1:
+            dist.destroy_process_group()
+
+
+# -------------------------------------------------------------------------------------------------
+# The folder of a run
+# -------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """The folder of a run: a checkpoint, log.jsonl, and result.json once the run is finished.
+
+    out          the folder
+    rank         only rank 0 writes
+    settings     the arguments, plain values, which the checkpoint keeps under "args"
+    may_change   names of settings that may differ when the run is resumed
+    before       {name: value}: what the settings that older checkpoints lack meant at their time
+    file         the name of the checkpoint
+    foreign      glob of the files that a folder without a checkpoint must not hold
+
+    `checkpoint` is what this folder holds to resume from, None for a new run. Raises BadInput
+    if the folder holds a run of other settings, or something else.
+    """
+
+    def __init__(
+        self,
+        out,
+        rank,
+        settings,
+        may_change=(),
+        before=None,
+        file="checkpoint.pt",
+        foreign="last.pt",
+    ):
+        self.out = Path(out)
+        self.rank = rank
+        self.settings = settings
+        self.path = self.out / file
+        self.rows = []
+        self.log_file = None
+        self.checkpoint = None
+        if self.path.exists():
+            self.checkpoint = self.load()
+            self.compare_settings(may_change, before or {})
+        else:
+            found = sorted(path.name for path in self.out.glob(foreign) if path.name[0] != ".")
+            if found:
+                raise BadInput(
+                    f"--out {out}: holds {found[0]} and no {file}, so it is not the folder of such "
+                    "a run; name another folder"
+                )
+
+    def load(self):
+        try:
+            checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
+            checkpoint.setdefault("args", checkpoint.get("settings"))  # fine-tuning's older name
+            dict(checkpoint["args"])
+        except Exception as error:  # A foreign file can make the unpickler raise nearly anything.
+            raise BadInput(
+                f"--out {self.out}: its {self.path.name} is not a checkpoint of ours; name another "
+                "folder"
+            ) from error
+        return checkpoint
+
+    def compare_settings(self, may_change, before):
+        then = {**before, **self.checkpoint["args"]}
+        differing = [
+            f"{name} {then.get(name)} and not {value}"
+            for name, value in self.settings.items()
+            if name not in may_change and then.get(name) != value
+        ]
+        if differing:
+            raise BadInput(
+                f"--out {self.out}: holds a run of other arguments ({', '.join(differing)}); "
+                "name another folder"
+            )
+
+    def read_log(self, last_step):
+        """The rows of log.jsonl up to a step. Steps past the checkpoint will be trained again."""
+        path = self.out / "log.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text().split("\n")[:-1]  # A kill may have cut off the last line.
+        rows = [json.loads(line) for line in lines]
+        return [row for row in rows if row["step"] <= last_step]
+
+    def begin(self, rows=()):
+        """Lock the folder, and cut the log to these rows of the run so far.
+
+        Raises BadInput if another process uses the folder.
+        """
+        if self.rank == 0:
+            lock_folder(self.out)
+            if self.checkpoint is None:  # The checkpoint of an earlier run was taken away.
+                for name in ("log.jsonl", "bad.txt", "result.json"):
+                    (self.out / name).unlink(missing_ok=True)
+            self.rows = list(rows)
+            if self.rows:
+                text = "".join(json.dumps(row) + "\n" for row in self.rows)
+                self.write("log.jsonl", lambda path: path.write_text(text))
+
+    def log(self, **row):
+        """Append a row to the log."""
+        if self.rank == 0:
+            if self.log_file is None:
+                self.log_file = open(self.out / "log.jsonl", "a", buffering=1)  # a line at a time
+            self.rows.append(row)
+            self.log_file.write(json.dumps(row) + "\n")
+
+    def log_failures(self, when, failures):
+        """Append a line to bad.txt for each file that this rank could not read."""
+        if failures:
+            with open(self.out / "bad.txt", "a", errors="backslashreplace") as file:
+                file.writelines(f"{when}: {failure}\n" for failure in failures)
+
+    def save(self, state):
+        """Write a checkpoint of this state, whole, or keep the one that is there."""
+        if self.rank == 0:
+            if self.log_file is not None:
+                os.fsync(self.log_file.fileno())
+            state = {**state, "args": self.settings}
+            atomic_write(self.path, lambda path: torch.save(state, path))
+
+    def write(self, name, write):
+        """Write another file of the folder, whole or not at all: write(temporary path)."""
+        if self.rank == 0:
+            atomic_write(self.out / name, write)
+
+    def finish(self, result):
+        """Write result.json, with the versions of what computed it."""
+        if self.rank > 0:
+            return
+        text = json.dumps({**result, "versions": versions()}) + "\n"
+        self.write("result.json", lambda path: path.write_text(text))
+
+
+def versions():
+    """The versions of the packages that decide on a result, and the commit of this repository."""
+    packages = ("torch", "torchvision", "torchaudio", "av", "numpy")
+    return {**{name: importlib.metadata.version(name) for name in packages}, "commit": commit()}
+
+
+def commit():
+    """The commit of this repository, "+changes" if files differ from it; None without git."""
+    root = Path(__file__).parent.parent
+    try:
+        head = git(root, "rev-parse", "HEAD")
+        changes = git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + "+changes" if changes else head
+
+
+def git(root, *command):
+    found = subprocess.run(
+        ["git", "-C", root, *command], capture_output=True, text=True, check=True
+    )
+    return found.stdout.strip()

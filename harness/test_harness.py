@@ -1,0 +1,309 @@
+"""What is around any run: errors in one line, whole files, locks, the folder of a run;
+and rules for the repository as a whole: who may import whom, and which commands there are.
+
+    python -m pytest -q harness
+"""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+import pretrain
+from harness.errors import BadInput, one_line_errors, printable
+from harness.files import atomic_write, in_own_process
+from harness.fixtures import (
+    CACHE,
+    ROOT,
+    pretraining_flags,
+    run_script,
+    write_film,
+)
+from harness.run import Run
+from media.collection import read_collection
+from media.format import Format
+
+# --------------------------------------------------------------------------------------------
+# Errors
+# --------------------------------------------------------------------------------------------
+
+
+def end_of(error, capsys, **options):
+    """Exit status and standard error of a script that raises this error."""
+    with pytest.raises(SystemExit) as stop, one_line_errors("x.py", "start again", **options):
+        raise error
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_what_a_user_can_fix_ends_in_one_line(capsys):
+    status, printed = end_of(BadInput("--k 5: must be less"), capsys)
+    assert status == 2 and printed == "x.py: error: --k 5: must be less\n"
+    status, printed = end_of(FileNotFoundError(2, "No such file", "a.mp4"), capsys)
+    assert status == 2 and "No such file" in printed and "a.mp4" in printed
+    status, _ = end_of(KeyboardInterrupt(), capsys)
+    assert status == "x.py: interrupted; start again"
+    with pytest.raises(ZeroDivisionError), one_line_errors("x.py", "start again"):
+        raise ZeroDivisionError  # our own fault, and so a traceback
+
+
+def test_an_error_may_have_a_line_of_its_own(capsys):
+    hints = {MemoryError: "take a smaller --batch-size"}
+    status, printed = end_of(MemoryError("13 pages"), capsys, hints=hints)
+    assert status == 2 and printed == "x.py: error: take a smaller --batch-size\n"
+
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        raise BadInput("a.mp4: damaged")
+
+
+def test_an_error_of_a_reading_process_is_its_own_message(capsys):
+    """A DataLoader puts the traceback of its worker in front."""
+    loader = torch.utils.data.DataLoader(Broken(), num_workers=1)
+    with pytest.raises(SystemExit), one_line_errors("x.py", "start again"):
+        next(iter(loader))
+    assert capsys.readouterr().err == "x.py: error: a.mp4: damaged\n"
+
+
+def test_any_name_of_a_file_can_be_printed():
+    name = os.fsdecode(b"caf\xe9.mp4")
+    assert printable(name) == "caf\\udce9.mp4"
+    assert printable("千と千尋.mp4") == "千と千尋.mp4"
+
+
+# --------------------------------------------------------------------------------------------
+# Files
+# --------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "film.txt"
+    atomic_write(path, lambda temporary: temporary.write_text("old"))
+
+    def fail_midway(temporary):
+        temporary.write_text("ne")
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, fail_midway)
+    assert path.read_text() == "old"
+    atomic_write(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_decoder_that_crashes_takes_one_file_with_it():
+    with pytest.raises(BadInput, match="the process that read it died"):
+        in_own_process(os._exit, 1)
+    assert in_own_process(str, "film") == "film"
+
+
+LOCK = """
+import pathlib, sys
+from harness.files import lock_folder
+lock_folder(pathlib.Path(sys.argv[1]))
+print(flush=True)
+input()
+"""
+
+
+def test_a_folder_is_of_one_run_at_a_time(run, toy, tmp_path):
+    run = shutil.copytree(run, tmp_path / "run")  # this process has the lock of the other
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", LOCK, run], cwd=ROOT, **pipes) as other:
+        other.stdout.readline()  # it has the folder
+        before = (run / "checkpoint.pt").read_bytes()
+        with pytest.raises(BadInput, match="another run is using this folder"):
+            pretrain.main(pretrain.parse_args(pretraining_flags(toy, run)))
+        assert (run / "checkpoint.pt").read_bytes() == before
+        other.communicate(b"\n")
+
+
+# --------------------------------------------------------------------------------------------
+# The folder of a run
+# --------------------------------------------------------------------------------------------
+
+
+def test_an_argument_that_an_old_checkpoint_lacks_means_what_it_meant_before(tmp_path):
+    """A run of before `sharpen` existed was not sharpened."""
+    before = {"sharpen": False}
+    Run(tmp_path, 0, {"k": 4}).save({})
+    old = {"k": 4, "sharpen": False}
+    assert Run(tmp_path, 0, old, before=before).checkpoint is not None
+    with pytest.raises(BadInput, match="sharpen False and not True"):
+        Run(tmp_path, 0, {"k": 4, "sharpen": True}, before=before)
+    with pytest.raises(BadInput, match="k 4 and not 8"):
+        Run(tmp_path, 0, {"k": 8, "sharpen": False}, before=before)
+
+
+def test_a_log_is_cut_to_its_checkpoint(tmp_path):
+    first = Run(tmp_path, 0, {})
+    first.begin()
+    for step in (1, 2):
+        first.log(step=step, loss=1.0)
+    first.save({})
+    first.log(step=3, loss=1.0)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 4, "lo')  # as a kill in the middle of a line leaves it
+    second = Run(tmp_path, 0, {})
+    second.begin(second.read_log(last_step=2))
+    second.log(step=3, loss=2.0)
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def test_the_result_names_the_versions_and_the_commit(run):
+    versions = json.loads((run / "result.json").read_text())["versions"]
+    assert torch.__version__.startswith(versions["torch"])
+    assert versions["av"] == av.__version__
+    assert versions["numpy"] == np.__version__
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    if git.returncode == 0:
+        assert versions["commit"].startswith(git.stdout.strip())
+    else:  # an archive without its history
+        assert versions["commit"] is None
+
+
+# --------------------------------------------------------------------------------------------
+# The user's cache
+# --------------------------------------------------------------------------------------------
+
+
+def test_no_test_writes_to_the_users_cache(tmp_path, monkeypatch):
+    """The index of a collection and matplotlib's fonts go to a temporary folder in all tests."""
+    home, films = tmp_path / "home", tmp_path / "films"
+    home.mkdir()
+    films.mkdir()
+    write_film(films / "film.mp4", 4)
+    monkeypatch.setenv("HOME", str(home))
+    index = CACHE / "watching-television"
+    before = set(index.glob("*"))
+    read_collection(films, Format())
+    check = [sys.executable, "-m", "media", "check", films]
+    subprocess.run(check, cwd=ROOT, check=True, capture_output=True)
+    draw = [sys.executable, "-c", "import matplotlib.font_manager"]
+    subprocess.run(draw, check=True, capture_output=True)
+    assert list(home.iterdir()) == []
+    assert len(set(index.glob("*")) - before) == 1
+    fonts = Path(matplotlib.get_cachedir())
+    assert fonts == CACHE or CACHE in fonts.parents
+
+
+# --------------------------------------------------------------------------------------------
+# Import directions
+# --------------------------------------------------------------------------------------------
+
+BELOW = {"media", "harness"}
+METHOD = {"sampler", "loss", "models", "data"}
+OURS = {*METHOD, *BELOW, "pretrain", "finetune", "lab", "papers"}
+
+# What each file, or each file of a folder, may import of ours, beside files of its own folder.
+MAY_IMPORT = {
+    "harness": set(),
+    "media": {"harness"},
+    "sampler": set(),
+    "loss": set(),
+    "models": set(),
+    "data": BELOW,
+    "pretrain": {*METHOD, *BELOW},
+    "finetune": {"data", "models", *BELOW},
+    "lab": {*METHOD, *BELOW, "finetune"},
+    "papers": {*METHOD, *BELOW},
+}
+
+
+def python_files():
+    """Every file of the repository that is not a test."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if git.returncode == 0:
+        paths = [Path(line) for line in git.stdout.splitlines()]
+    else:  # an archive without its history
+        folders = [ROOT, *(ROOT / name for name in OURS)]
+        paths = [path.relative_to(ROOT) for folder in folders for path in folder.glob("*.py")]
+    return [path for path in paths if (ROOT / path).exists() and path.name[:5] != "test_"]
+
+
+def imports_of(path):
+    """The dotted names that a file imports anywhere in it, with who imports them."""
+    package = ".".join(path.parent.parts)
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                module = f"{package}.{module}"
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_go_down_the_house_only():
+    files = python_files()
+    owners = {path.parts[0].removesuffix(".py") for path in files}
+    assert owners <= MAY_IMPORT.keys(), "a new file or folder needs a row in MAY_IMPORT"
+    assert {*METHOD, *BELOW, "pretrain", "finetune", "lab"} <= owners
+    wrong = []
+    for path in files:
+        owner = path.parts[0].removesuffix(".py")
+        allowed = MAY_IMPORT[owner]
+        if owner != "papers":  # each paper stands alone
+            allowed = allowed | {owner}
+        for name in imports_of(path):
+            module = name.split(".")[0]
+            if module in OURS and module not in allowed:
+                wrong.append(f"{path} imports {name}")
+            if owner == "media" and module in ("torch", "torchaudio", "torchvision"):
+                wrong.append(f"{path} imports {name}: media/ has no tensors")
+    assert not wrong
+
+
+def test_media_is_read_without_torch():
+    """A machine that only prepares films need not load it."""
+    code = "import media.__main__, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# --------------------------------------------------------------------------------------------
+# Commands
+# --------------------------------------------------------------------------------------------
+
+MOVED = [
+    ("data.py toy W", "python -m media toy"),
+    ("data.py prepare FILMS OUT", "python -m media"),
+    ("data.py show FILE --at 00:31:00", "python -m lab.show"),
+    ("data.py bench FILMS", "python -m lab.bench"),
+    ("data.py", "python -m media"),
+    ("models.py", "python -m lab.bench step"),
+    ("pretrain.py --compare runs/a runs/b", "python -m lab.compare"),
+    ("test_all.py findings.json", "python -m lab.findings"),
+]
+
+
+@pytest.mark.parametrize("old, new", MOVED, ids=[old for old, _ in MOVED])
+def test_an_old_command_names_the_new_one(old, new):
+    name, *argv = old.split()
+    status, printed, errors = run_script(name, *argv)
+    assert status == 2 and printed == ""
+    [line] = errors.splitlines()
+    assert line.startswith(name) and ": error: " in line and new in line
+
+
+def test_the_test_command_of_the_readme_is_what_ci_runs():
+    command = "python -m pytest -q"
+    assert re.search(rf"^ *{command} *(#.*)?$", (ROOT / "README.md").read_text(), re.M)
+    ci = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
+    assert command in ci

@@ -1,0 +1,263 @@
+"""What the networks are fed, to look at: a snippet, or the scenes of a file or a collection.
+
+    python -m lab.show FILE --at 00:31:00    snippet.png: frames above the log-mel, on one clock
+    python -m lab.show FILE --scenes         snippet.png: novelty, and a row of pictures a scene
+    python -m lab.show FOLDER --scenes       a table of the scenes of each title, printed
+
+A file, or a folder, of the toy world needs its sizes: --frames 8 --rate 16000 --n-fft 1024
+--hop 256 --mels 64.
+
+T frames, P mel filters, Q audio frames; M snippets of a file.
+"""
+
+import argparse
+import collections
+import contextlib
+import csv
+import itertools
+import math
+import os
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from data import AudioFrontEnd, Titles, log_mel_on_one_thread
+from harness.errors import BadInput, one_line_errors, printable, refuse
+from harness.files import in_own_process
+from media.collection import probe
+from media.format import TOLERANCE, Format
+from media.reader import CENTRE, Reader, crop, read_snippets
+from media.scenes import NOVEL, find_scenes
+from media.toy import TOY_FPS, TOY_FRAMES
+
+COLUMNS = 24  # pictures in the row of a scene, at most
+DPI = 80
+
+
+# --------------------------------------------------------------------------------------------------
+# A snippet
+# --------------------------------------------------------------------------------------------------
+
+
+def show_snippet(path, at, fmt, out, language=None):
+    """Draw the snippet that begins `at` seconds into a file, as the networks get it."""
+    crops, waveform = read_snippet(path, at, fmt, language)
+    log_mel = AudioFrontEnd(fmt).log_mel(torch.from_numpy(waveform))  # (P, Q)
+    strip = np.concatenate(crops, axis=2).transpose(1, 2, 0)  # (crop, T * crop, 3)
+    figure = Figure(figsize=(fmt.frames, 4), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    end = at + fmt.seconds
+    above.imshow(strip, extent=(at, end, 0, 1), aspect="auto")
+    name = printable(os.path.basename(path))
+    above.set(yticks=[], title=f"{name}: {fmt.frames} frames of {fmt.crop} x {fmt.crop} pixels")
+    extent = (at, end, 0, fmt.mels)
+    below.imshow(log_mel.numpy(), extent=extent, origin="lower", aspect="auto", cmap="magma")
+    below.set(xlabel="s", ylabel="mel filter")
+    figure.savefig(out, dpi=DPI)
+
+
+def read_snippet(path, at, fmt, language):
+    """Return T central crops (3, crop, crop) and the waveform (S,).
+
+    Raises BadInput for a file without frames or sound, and for a time that holds no snippet.
+    """
+    with contextlib.closing(Reader(path, language)) as reader:
+        if reader.video is None or reader.audio is None:
+            missing = "video" if reader.video is None else "audio"
+            raise BadInput(f"{path}: no {missing} in it; a snippet needs frames and sound")
+        start, end = reader.span(reader.video, reader.audio)
+        last = end - start - fmt.seconds
+        if not 0 <= at <= last + TOLERANCE:
+            raise BadInput(
+                f"--at {at:g} s: must be from 0 to {max(last, 0):.1f} s, for a whole snippet"
+            )
+
+        def crop_middle(frame):
+            return crop(reader.resize(frame, fmt.short_side), CENTRE, fmt.crop)
+
+        return read_snippets(reader, start + at, 1, fmt, crop_middle)
+
+
+# --------------------------------------------------------------------------------------------------
+# The scenes of a file
+# --------------------------------------------------------------------------------------------------
+
+
+def show_scenes(path, fmt, out, language=None):
+    """Draw the novelty over a file, and a row for each scene: what stays in its snippets."""
+    info = probe(path, language)
+    count = fmt.whole_snippets(info.end - info.start)
+    if info.problem or count == 0:
+        problem = info.problem or f"shorter than a snippet of {fmt.seconds:g} s"
+        raise BadInput(f"{path}: {problem}; name another file")
+    log_mel = partial(log_mel_on_one_thread, fmt=fmt)
+    scenes, novelty, places = in_own_process(
+        find_scenes, path, info.start, count, fmt, log_mel, language
+    )
+    sheet, row_height = contact_sheet(scenes, places)
+    height, width, _ = sheet.shape
+    rows = 14 * height / width  # inches
+    figure = Figure(figsize=(14, 2.5 + rows), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(2.5, rows))
+    starts = [scene[0] * fmt.seconds for scene in scenes]
+    above.plot(np.arange(count) * fmt.seconds / 60, novelty, lw=0.8)
+    boundaries = [start / 60 for start in starts[1:]]
+    above.vlines(boundaries, 0, novelty.max(initial=NOVEL), color="red", lw=0.8)
+    above.axhline(NOVEL, ls=":", color="gray")
+    name = printable(os.path.basename(path))
+    above.set(title=f"{name}: {len(scenes)} scenes", xlabel="minutes", ylabel="novelty")
+    below.imshow(sheet)
+    middles = (np.arange(len(scenes)) + 0.5) * row_height - 0.5
+    below.set_yticks(middles, [clock_text(start) for start in starts])
+    below.set(xticks=[], ylabel="scenes, from")
+    figure.savefig(out, dpi=DPI)
+
+
+def contact_sheet(scenes, places):
+    """Return a row of pictures for each scene, RGB uint8, and the height of a row in pixels."""
+    height, width, _ = places[0].shape
+    row_height, column_width = height + 1, width + 1
+    sheet = np.full((len(scenes) * row_height, COLUMNS * column_width, 3), 255, np.uint8)
+    for row, scene in enumerate(scenes):
+        every = math.ceil(len(scene) / COLUMNS)
+        for column, m in enumerate(scene[::every]):
+            y = row * row_height
+            x = column * column_width
+            sheet[y : y + height, x : x + width] = places[m]
+    return sheet, row_height
+
+
+def clock_text(seconds):
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+# --------------------------------------------------------------------------------------------------
+# The scenes of a collection
+# --------------------------------------------------------------------------------------------------
+
+
+def print_scenes(source, fmt, language=None):
+    """Print the scenes of each title, and totals; how many are right, where the truth is known."""
+    titles = Titles(source, fmt, language, quiet=False, scenes=True)
+    print(f"{'scenes':>7} {'M_n':>6} {'mean':>6}  title")
+    for name, lengths in zip(titles.names, titles.scenes):
+        count = sum(lengths)
+        mean = count / len(lengths)
+        print(f"{len(lengths):7} {count:6} {mean:6.1f}  {printable(name)}")
+    scenes = sum(len(lengths) for lengths in titles.scenes)
+    total = sum(titles.counts)
+    print(
+        f"{len(titles)} titles, {total} snippets of {fmt.seconds:g} s; "
+        f"{scenes} scenes of {total / scenes:.1f} snippets on average"
+    )
+    truth = Path(source).parent / "truth.csv"
+    if truth.exists():
+        print_precision(titles, truth)
+
+
+def print_precision(titles, truth):
+    """Compare the boundaries found with those that truth.csv of a toy world holds."""
+    with open(truth) as file:
+        rows = list(csv.DictReader(file))
+    snippets = collections.Counter(int(row["title"]) for row in rows)
+    if [snippets[n] for n in sorted(snippets)] != titles.counts:
+        sizes = f"--frames {TOY_FRAMES} --fps {TOY_FPS}"
+        print(f"{truth}: has other snippets, not compared; those of the toy world need {sizes}")
+        return
+    true = true_boundaries(rows)
+    found = set()
+    for n, lengths in enumerate(titles.scenes):
+        first_snippets = np.cumsum(lengths)[:-1].tolist()
+        found.update((n, m) for m in first_snippets)
+    right = len(found & true)
+    precision = right / max(1, len(found))
+    recall = right / max(1, len(true))
+    print(
+        f"boundaries: {len(found)} found of {len(true)}, {right} of them right: "
+        f"precision {precision:.3f}, recall {recall:.3f}"
+    )
+
+
+def true_boundaries(rows):
+    """Return {(title, snippet)} of the snippets with which a scene begins, but for the first."""
+    boundaries = set()
+    for before, row in itertools.pairwise(rows):
+        if row["title"] == before["title"] and row["scene"] != before["scene"]:
+            boundaries.add((int(row["title"]), int(row["snippet"])))
+    return boundaries
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+# --------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        "python -m lab.show",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.error = refuse
+    add = parser.add_argument
+    add("source", help="a media file, or its URL; for --scenes also a folder or LIST.txt")
+    Format.add_flags(parser)
+    add("--language", help="prefer the audio track of this language, as files tag it: eng, deu")
+    add("--at", type=clock_time, default=0.0, help="where the snippet begins: 00:31:00, or seconds")
+    add("--scenes", action="store_true", help="show all scenes, as --w scene finds them")
+    add("--out", default="snippet.png", help="the picture (default snippet.png)")
+    return parser.parse_args(argv)
+
+
+def clock_time(text):
+    """Return the seconds of "00:31:00", "31:00" or "1860"."""
+    try:
+        total = 0.0
+        for part in text.split(":"):
+            total = 60 * total + float(part)
+        return total
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text}: must be a time such as 00:31:00, 31:00 or 1860 (seconds)"
+        ) from None
+
+
+def check_format(args):
+    """Raise BadInput for sizes that no snippet can have."""
+    sizes = Format.of(args)
+    for name, value in vars(sizes).items():
+        if not value > 0:  # NaN is neither.
+            raise BadInput(f"--{name.replace('_', '-')} {value}: must be above 0")
+    if sizes.crop > sizes.short_side:
+        raise BadInput(f"--crop {sizes.crop}: must be --short-side ({sizes.short_side}) or less")
+
+
+def main(args):
+    check_format(args)
+    fmt = Format.of(args)
+    is_collection = os.path.isdir(args.source) or args.source.endswith(".txt")
+    if is_collection and not args.scenes:
+        raise BadInput(
+            f"{args.source}: not a media file; name one file of it, "
+            "or add --scenes for the scenes of all its titles"
+        )
+    if is_collection:
+        print_scenes(args.source, fmt, args.language)
+        return
+    if args.scenes:
+        show_scenes(args.source, fmt, args.out, args.language)
+    else:
+        show_snippet(args.source, args.at, fmt, args.out, args.language)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    fixable = (BadInput, OSError, av.error.FFmpegError)
+    with one_line_errors("python -m lab.show", "run the same command again", fixable):
+        main(parse_args())

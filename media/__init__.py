@@ -1,0 +1,1 @@
+"""From a media file to the frames and the sound of a snippet, without tensors."""

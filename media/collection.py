@@ -1,0 +1,489 @@
+"""Collections of films and shows: their titles, and what their files hold.
+
+A source is a folder or a list. Every entry of a folder is a title: a file is a film, and a
+folder is a show, whose files are stitched in name order. Every line of a list, LIST.txt, is
+a title: a path, relative to the list's own folder, or a URL, or several of them separated by
+tabs (a show).
+
+n is a title, m a snippet in it, M_n the number of snippets of title n.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+from tqdm import tqdm
+
+from harness.errors import BadInput, printable
+from harness.files import atomic_write, in_own_process
+from media.reader import Reader
+from media.scenes import find_scenes
+
+MEDIA = frozenset(
+    ".3gp .asf .avi .divx .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf "
+    ".ogg .ogm .ogv .ts .vob .webm .wmv".split()
+)
+CONTENTS = "films (files) and shows (folders of files)"  # for messages
+
+# Files that are probed at a time: FFmpeg mostly waits, and it does not hold Python's lock.
+PROBES = 32
+
+# Seconds: results that take hours to work out are written this often.
+WRITE_EVERY = 60
+
+# `check` reports a show that loses this share of its hours because its files are short.
+NOTABLE = 0.1
+
+
+# -------------------------------------------------------------------------------------
+# Titles
+# -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Collection:
+    """The titles of a source that can be used, and what was found in all its files.
+
+    names    names[n]: the entry of the folder, or the line of the list
+    parts    parts[n]: [(path, start in s, whole snippets)] of its usable files, in order
+    skipped  [(path, why)] of files, and of titles without files, that cannot be used
+    titles   [(name, [path])] of all titles and files, usable or not
+    index    {path: FileInfo} of all files
+    """
+
+    names: list
+    parts: list
+    skipped: list
+    titles: list
+    index: dict
+
+    @property
+    def counts(self):
+        """M_n of each title: how many whole snippets its video and its sound both last."""
+        return [sum(count for _, _, count in part) for part in self.parts]
+
+
+def read_collection(source, fmt, language=None, quiet=True):
+    """Return the Collection of a folder or a list.
+
+    language  the audio track to prefer, see `Reader`
+    quiet     whether to hide the progress bar
+    Raises BadInput if the source does not exist or no file in it can be used.
+    """
+    titles = list_titles(os.fspath(source))
+    all_paths = [path for _, paths in titles for path in paths]
+    index = index_files(all_paths, source, language, quiet)
+    collection = Collection(names=[], parts=[], skipped=[], titles=titles, index=index)
+    for name, paths in titles:
+        if not paths:
+            collection.skipped.append((name, "no media files in it"))
+        part, skipped = split_files(paths, index, fmt)
+        collection.skipped += skipped
+        if part:
+            collection.names.append(name)
+            collection.parts.append(part)
+    if not collection.names:
+        path, why = collection.skipped[0]
+        raise BadInput(
+            f"{source}: none of its {len(collection.skipped)} files can be used; "
+            f"{path}: {why}. A file needs video and sound of {fmt.seconds:g} s or more; "
+            "join files that are shorter"
+        )
+    return collection
+
+
+def split_files(paths, index, fmt):
+    """Return (the part of a title, [(path, why)] of its files that cannot be used)."""
+    part = []
+    skipped = []
+    for path in paths:
+        info = index[path]
+        count = fmt.whole_snippets(info.end - info.start)
+        if count > 0:
+            part.append((path, info.start, count))
+        elif info.problem is not None:
+            skipped.append((path, info.problem))
+        else:
+            skipped.append((path, f"shorter than a snippet of {fmt.seconds:g} s"))
+    return part, skipped
+
+
+def list_titles(source):
+    """Return [(name, [path or URL of each file])] of the titles of a folder or a list.
+
+    Raises BadInput if the source is neither, or holds no title.
+    """
+    if os.path.isdir(source):
+        titles = titles_of_folder(source)
+    elif os.path.isfile(source) and source.endswith(".txt"):
+        titles = titles_of_list(source)
+    elif os.path.isfile(source) and has_media_extension(source):
+        folder = os.path.dirname(source) or "."
+        raise BadInput(
+            f"{source}: is a file and not a collection; name its folder, {folder}, "
+            f"or look at this file with: python -m lab.show {source}"
+        )
+    else:
+        raise BadInput(
+            f"{source}: no such folder or LIST.txt; name a folder that holds {CONTENTS}, "
+            "or a list of their paths or URLs"
+        )
+    if not titles:
+        raise BadInput(f"{source}: no media files in it; it should hold {CONTENTS}")
+    return titles
+
+
+def titles_of_folder(source):
+    """Each entry that is a media file or has one below it is a title."""
+    titles = []
+    for name in sorted(os.listdir(source)):
+        if name.startswith("."):
+            continue
+        paths = media_files(os.path.join(source, name))
+        if paths:
+            titles.append((name, paths))
+    return titles
+
+
+def titles_of_list(source):
+    """Each line that is not blank is a title, even one that has no files."""
+    folder = os.path.dirname(source)
+    titles = []
+    # A path need not be valid UTF-8, and an editor may have put a byte order mark in front.
+    with open(source, encoding="utf-8-sig", errors="surrogateescape") as file:
+        lines = file.read().split("\n")
+    for line in lines:
+        if not line.strip():
+            continue
+        paths = []
+        for entry in line.split("\t"):
+            if "://" in entry:
+                paths.append(entry)
+            elif entry:
+                paths += media_files(os.path.join(folder, entry), listed=True)
+        titles.append((line, paths))
+    return titles
+
+
+def media_files(path, listed=False):
+    """Return the files of a title in name order: a film, or all below a show's folder.
+
+    listed  whether a list names the path: a film may then have any extension
+    """
+    if os.path.isdir(path):
+        return files_below(path)
+    if listed or has_media_extension(path):
+        return [path]
+    return []
+
+
+def files_below(folder):
+    """Return the media files below a folder, in name order.
+
+    Links are followed, but no folder is listed twice.
+    """
+    files = []
+    seen = set()
+    for path, subfolders, names in os.walk(folder, followlinks=True):
+        real_path = os.path.realpath(path)
+        if real_path in seen:
+            # A link leads in a circle, or to a folder that we have listed already.
+            subfolders.clear()
+            continue
+        seen.add(real_path)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and has_media_extension(name):
+                files.append(os.path.join(path, name))
+    return sorted(files, key=lambda file: file.split(os.sep))
+
+
+def has_media_extension(path):
+    return os.path.splitext(path)[1].lower() in MEDIA
+
+
+def collection_name(data):
+    """Return the name of a collection: its folder's or its list's.
+
+    The films of a toy world, WORLD/films, are named after the world.
+    """
+    path = Path(data).resolve()
+    if path.name == "films":
+        path = path.parent
+    return path.name.removesuffix(".txt")
+
+
+# -------------------------------------------------------------------------------------
+# The index: what is in each file
+# -------------------------------------------------------------------------------------
+
+
+class FileInfo(NamedTuple):
+    """What `probe` found in a file. The index on disk has it as a list, in this order."""
+
+    start: float  # seconds: when both the video and the sound have begun
+    end: float  # seconds: when the first of the two ends
+    problem: str | None  # why the file cannot be used
+    video: str  # codec, size and frame rate in words; empty without video
+    audio: str  # codec, rate and layout in words; empty without sound
+
+
+def probe(path, language=None):
+    """Return the FileInfo of a path or URL. Errors are not raised but reported in it."""
+    video = audio = ""
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            return FileInfo(0, 0, "not a file", video, audio)
+        with contextlib.closing(Reader(path, language)) as reader:
+            if reader.video is not None:
+                video = describe_video(reader.video)
+            if reader.audio is not None:
+                audio = describe_audio(reader.audio)
+            if reader.video is None:
+                return FileInfo(0, 0, "no video", video, audio)
+            if reader.audio is None:
+                return FileInfo(0, 0, "no sound", video, audio)
+            start, end = reader.span(reader.video, reader.audio)
+            return FileInfo(start, end, None, video, audio)
+    except BadInput as error:
+        problem = str(error).removeprefix(f"{path}: ")
+    except (av.error.FFmpegError, OSError) as error:
+        problem = str(error.strerror or error)
+    return FileInfo(0, 0, problem, video, audio)
+
+
+def describe_video(stream):
+    frame_rate = float(stream.average_rate or 0)
+    codec = stream.codec.canonical_name
+    return f"{codec} {stream.width}x{stream.height} {frame_rate:.5g}/s"
+
+
+def describe_audio(stream):
+    return f"{stream.codec.canonical_name} {stream.rate} Hz {stream.layout.name}"
+
+
+def index_files(paths, source, language=None, quiet=True):
+    """Return {path: FileInfo}. A file with a problem is probed again at each call."""
+    found = cached(
+        depends_on=[os.path.abspath(source), os.fspath(source), language, 1],
+        paths=paths,
+        work=partial(probe, language=language),
+        workers=PROBES,
+        label=f"index {source}",
+        quiet=quiet,
+        worth_keeping=has_no_problem,
+    )
+    return {path: FileInfo(*info) for path, info in found.items()}
+
+
+def has_no_problem(info):
+    return FileInfo(*info).problem is None
+
+
+def index_scenes(parts, source, fmt, log_mel, language=None, quiet=True):
+    """Return {path: lengths of its scenes, in snippets and in order} of all files in `parts`.
+
+    log_mel  see `find_scenes`; it is sent to other processes, so it can be pickled
+
+    Every file is read from start to end, on all cores. One that cannot be read counts as a
+    single scene.
+    """
+    spans = {path: (start, count) for part in parts for path, start, count in part}
+    location = [os.path.abspath(source), os.fspath(source)]
+    settings = [fmt.frames, fmt.fps, fmt.rate, fmt.n_fft, fmt.hop, fmt.mels]
+    work = partial(scene_lengths, spans=spans, fmt=fmt, log_mel=log_mel, language=language)
+    found = cached(
+        depends_on=["scenes", *location, language, *settings, 1],
+        paths=spans,
+        work=work,
+        workers=os.cpu_count(),
+        label=f"scenes {source}",
+        quiet=quiet,
+        worth_keeping=is_not_none,
+    )
+    index = {}
+    for path, (_, count) in spans.items():
+        lengths = found[path]
+        if lengths is None or sum(lengths) != count:
+            lengths = [count]
+        index[path] = lengths
+    return index
+
+
+def scene_lengths(path, spans, fmt, log_mel, language):
+    """Return the lengths of a file's scenes, in snippets, or None if it cannot be read."""
+    args = (*spans[path], fmt, log_mel, language)
+    try:
+        scenes, _, _ = in_own_process(find_scenes, path, *args)
+    except BadInput as error:
+        message = f"{printable(path)} counts as one scene: {printable(error)}"
+        tqdm.write(message, file=sys.stderr)
+        return None
+    return [len(scene) for scene in scenes]
+
+
+def is_not_none(lengths):
+    return lengths is not None
+
+
+# -------------------------------------------------------------------------------------
+# Results that stay valid until their file changes
+# -------------------------------------------------------------------------------------
+
+
+def cached(depends_on, paths, work, workers, label, quiet, worth_keeping):
+    """Return {path: work(path)}; each result is stored until its file changes.
+
+    depends_on     JSON values: all that the results depend on besides the files
+    workers        how many threads call `work`
+    label          of the progress bar
+    quiet          whether to hide the progress bar
+    worth_keeping  says whether to store a result; one that is not stored is worked out
+                   again at the next call, when the user may have fixed the file
+    """
+    cache = cache_path(depends_on)
+    # Stamps are taken before the work, so that a change during it is noticed next time.
+    stamps = stamp_files(paths)
+    results = load_results(cache, paths, stamps)
+    new = [path for path in paths if path not in results]
+    if not new:
+        return results
+    written = time.monotonic()
+    with ThreadPoolExecutor(workers) as pool:
+        found = zip(new, pool.map(work, new))
+        try:
+            for path, result in tqdm(found, label, len(new), disable=quiet, unit="file"):
+                results[path] = result
+                if time.monotonic() > written + WRITE_EVERY:
+                    write_results(cache, results, stamps, worth_keeping)
+                    written = time.monotonic()
+        finally:
+            # An interrupted call, too, stores what it has found.
+            pool.shutdown(wait=False, cancel_futures=True)
+            write_results(cache, results, stamps, worth_keeping)
+    return results
+
+
+def cache_path(depends_on):
+    """Return the file in the user's cache folder that stores results with these inputs."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    name = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
+    return folder / "watching-television" / f"{name}.json"
+
+
+def stamp_files(paths):
+    """Return {path: [size, time of the last change]}, from which a change shows.
+
+    A URL has None, and a file that is not there has no entry.
+    """
+    stamps = {}
+    for path in paths:
+        if "://" in path:
+            stamps[path] = None
+            continue
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            stamps[path] = [status.st_size, status.st_mtime_ns]
+    return stamps
+
+
+def load_results(cache, paths, stamps):
+    """Return {path: stored result} of the files that have not changed since."""
+    stored = {}
+    with contextlib.suppress(OSError, ValueError):
+        stored = json.loads(cache.read_text())
+    results = {}
+    for path in paths:
+        if path in stored and path in stamps:
+            stamp, result = stored[path]
+            if stamp == stamps[path]:
+                results[path] = result
+    return results
+
+
+def write_results(cache, results, stamps, worth_keeping):
+    """Store {path: [stamp, result]}."""
+    stored = {}
+    for path, result in results.items():
+        if path in stamps and worth_keeping(result):
+            stored[path] = [stamps[path], result]
+    text = json.dumps(stored)
+    # If no cache can be written, the next start takes longer, but nothing is wrong.
+    with contextlib.suppress(OSError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        # Two processes may write this file at the same time, so the temporary names differ.
+        atomic_write(cache, lambda temporary: temporary.write_text(text), mark=os.getpid())
+
+
+# -------------------------------------------------------------------------------------
+# A look at a collection
+# -------------------------------------------------------------------------------------
+
+
+def check(source, fmt, language=None, batch_size=512):
+    """Print a table of the titles, what is skipped and why, and totals.
+
+    batch_size  the global one, for the number of steps of an epoch
+    Raises BadInput as `read_collection` does.
+    """
+    collection = read_collection(source, fmt, language, quiet=False)
+    print_titles(collection)
+    for path, why in collection.skipped:
+        print(f"skipped {printable(path)}: {why}")
+    for name, paths in collection.titles:
+        print_lost_share(name, [collection.index[path] for path in paths], fmt)
+    total = sum(collection.counts)
+    print(
+        f"{len(collection.names)} titles, {total * fmt.seconds / 3600:.1f} h, "
+        f"{total} snippets of {fmt.seconds:g} s, "
+        f"{total // batch_size} steps an epoch of batches of {batch_size}; "
+        f"{len(collection.skipped)} files skipped"
+    )
+
+
+def print_titles(collection):
+    """Print a row for each title: its hours, snippets, files, codecs and sizes."""
+    print(f"{'hours':>7} {'M_n':>6} {'files':>5}  {'video':<28} {'audio':<28} title")
+    for name, part, count in zip(collection.names, collection.parts, collection.counts):
+        files = [collection.index[path] for path, _, _ in part]
+        hours = sum(file.end - file.start for file in files) / 3600
+        video = in_words([file.video for file in files])
+        audio = in_words([file.audio for file in files])
+        print(f"{hours:7.2f} {count:6} {len(part):5}  {video:<28} {audio:<28} {printable(name)}")
+
+
+def in_words(kinds):
+    """Each kind once, in the order in which they first occur."""
+    return ", ".join(dict.fromkeys(kinds))
+
+
+def print_lost_share(name, files, fmt):
+    """Report a show of which much is lost because its files are short segments.
+
+    Each file holds whole snippets only. In a segment of 5 s, as HLS has them, one snippet of
+    3.2 s finds room, and the other 1.8 s are lost.
+    """
+    lengths = [file.end - file.start for file in files if file.problem is None]
+    total = sum(lengths)
+    snippets = sum(fmt.whole_snippets(seconds) for seconds in lengths)
+    if fmt.whole_snippets(total) == snippets:
+        return  # In one file, too, it would have no more.
+    lost = 1 - snippets * fmt.seconds / total
+    if lost < NOTABLE:
+        return
+    print(
+        f"{printable(name)}: {100 * lost:.0f} % of its {total / 3600:.2f} h is lost, because its "
+        f"{len(lengths)} files are short and each holds whole snippets of {fmt.seconds:g} s "
+        "only; join them into one before you prepare or train: "
+        "ffmpeg -f concat -safe 0 -i FILES.txt -c copy TITLE.mkv, "
+        "where FILES.txt has a line for each: file 'PATH'"
+    )

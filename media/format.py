@@ -1,0 +1,92 @@
+"""What a snippet is made of, and the named streams of random numbers."""
+
+import dataclasses
+
+import numpy as np
+
+# Seconds. Containers round timestamps, and the rounding adds up. Sound that is further than this
+# off its timestamp has a gap or an overlap. A file that is shorter than a snippet by less than
+# this still holds the snippet.
+TOLERANCE = 0.02
+
+
+def setting(default, help):
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """What a snippet is made of: the paper's numbers (Section 4.1).
+
+    A checkpoint keeps them in its `front_end`.
+    """
+
+    frames: int = setting(16, "T, frames of a snippet (4.1)")
+    fps: float = setting(5.0, "frames a second of a snippet, which so lasts 3.2 s (4.1)")
+    short_side: int = setting(190, "pixels of the shorter side (4.1); 224 in Table 5")
+    crop: int = setting(158, "pixels of the crop, H = W (4.1); 200 in Table 5")
+    rate: int = setting(48000, "sample rate of the sound, Hz (4.1)")
+    n_fft: int = setting(2048, "samples of an FFT window (4.1)")
+    hop: int = setting(512, "samples between audio frames (4.1)")
+    mels: int = setting(96, "P, mel filters (4.1)")
+
+    @classmethod
+    def add_flags(cls, parser, *names):
+        """Add a flag for each of these fields, or for all, with the paper's numbers as defaults."""
+        for field in dataclasses.fields(cls):
+            if not names or field.name in names:
+                flag = f"--{field.name.replace('_', '-')}"
+                help = field.metadata["help"]
+                parser.add_argument(flag, type=field.type, default=field.default, help=help)
+
+    @classmethod
+    def of(cls, args):
+        """The Format of these flags; a field without a flag keeps the paper's number."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: getattr(args, name) for name in names if hasattr(args, name)})
+
+    @property
+    def seconds(self):
+        return self.frames / self.fps
+
+    @property
+    def samples(self):
+        """S, samples of sound in a snippet."""
+        return round(self.rate * self.seconds)
+
+    def whole_snippets(self, seconds):
+        """How many whole snippets a stretch of film holds."""
+        return int((seconds + TOLERANCE) / self.seconds)
+
+
+# -------------------------------------------------------------------------------------------------
+# Random streams
+#
+# All that is random about a sample is drawn from its key, (seed, epoch, step, place in the global
+# batch), and from one of these streams. So the number of workers changes nothing, and a resumed run
+# repeats itself. What is drawn for a batch as a whole has the rank in place of the place. In
+# pretraining, `sampler.py` keeps streams 1 and 2 for titles and snippets; in fine-tuning there is
+# no sampler. A stream of None is the key alone.
+# -------------------------------------------------------------------------------------------------
+
+# In pretraining.
+HELD_OUT = None  # which titles are held out; its key is (seed, number of titles)
+SNIPPET_CROP = None  # where the crop of a snippet lies
+REPLACEMENT = 5  # which snippet replaces one that cannot be read
+
+# In fine-tuning.
+ORDER = None  # the order of the files in an epoch; its key is (seed, epoch)
+CLIP_START = 0  # when a clip begins
+CLIP_SCALE = 1  # the shorter side that a clip is resized to
+CLIP_CROP = 2  # where the crop of a clip lies
+
+# In both, of a batch.
+COLOUR = 3  # the colour jitter, and which samples are flipped
+BANDS = 4  # which bands of the spectrograms drop out
+
+
+def rng_of(key, stream):
+    """A random generator that depends on the key and on the stream, and on nothing else."""
+    if stream is None:
+        return np.random.default_rng(key)
+    return np.random.default_rng((*key, stream))

@@ -1,0 +1,106 @@
+"""The labelled sets, each read in the layout in which its authors publish it.
+
+Each function takes (root, split, train): the folder, the number of the split, and True for
+the part to train on or False for the part to test on. It returns [(path, label)] and the
+names of the classes. It raises BadInput, with the layout that it expects, for a list that
+is missing or not as published. Whether the listed clips exist is not checked here.
+"""
+
+import contextlib
+import csv
+from pathlib import Path
+
+from harness.errors import BadInput
+
+TREES = {
+    "ucf101": """
+  UCF-101/Archery/v_Archery_g01_c01.avi ...              a folder for each class
+  ucfTrainTestlist/classInd.txt                          "3 Archery"
+  ucfTrainTestlist/trainlist01.txt ... testlist03.txt    "Archery/v_Archery_g08_c01.avi 3"
+""",
+    "hmdb51": """
+  hmdb51_org/brush_hair/*.avi ...                        a folder for each class, unpacked
+  testTrainMulti_7030_splits/*_test_split1.txt ...       "NAME.avi 1": 1 train, 2 test, 0 neither
+""",
+    "esc50": """
+  audio/1-100032-A-0.wav ...
+  meta/esc50.csv                                         columns filename, fold, target, category
+""",
+}
+
+
+@contextlib.contextmanager
+def published(name, root):
+    """Turn whatever is missing or unexpected in a set's lists into BadInput with its tree."""
+    expected = f"{root} should hold:{TREES[name].rstrip()}"
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{error.filename}: {error.strerror}. {expected}") from error
+    except (IndexError, KeyError, ValueError) as error:
+        why = f"{root}: its lists are not as published ({error!r})"
+        raise BadInput(f"{why}. {expected}") from error
+
+
+def read_lines(path):
+    """The lines of a file that are not blank, without the space around them."""
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    return [line for line in lines if line]
+
+
+def ucf101(root, split, train):
+    """Return [(path, label)] and class names of UCF101, by the official split 1, 2 or 3."""
+    root = Path(root)
+    part = "train" if train else "test"
+    with published("ucf101", root):
+        class_lines = read_lines(root / "ucfTrainTestlist/classInd.txt")
+        names = [line.split()[1] for line in class_lines]  # "3 Archery"
+        items = []
+        for line in read_lines(root / f"ucfTrainTestlist/{part}list{split:02d}.txt"):
+            file = line.split()[0]  # In a training list, the label follows the file.
+            label = names.index(file.split("/")[0])
+            items.append((root / "UCF-101" / file, label))
+    return items, names
+
+
+def hmdb51(root, split, train):
+    """Return [(path, label)] and class names of HMDB51, by the official split 1, 2 or 3.
+
+    Of each class 70 clips are to train on and 30 to test on.
+    """
+    root = Path(root)
+    folder = root / "testTrainMulti_7030_splits"
+    ending = f"_test_split{split}.txt"
+    wanted = "1" if train else "2"
+    with published("hmdb51", root):
+        names = sorted(path.name.removesuffix(ending) for path in folder.glob("*" + ending))
+        if not names:
+            names = ["brush_hair"]  # So the path of a list that is missing is reported.
+        items = []
+        for label, name in enumerate(names):
+            for line in read_lines(folder / (name + ending)):
+                file, part = line.split()
+                if part == wanted:
+                    items.append((root / "hmdb51_org" / name / file, label))
+    return items, names
+
+
+def esc50(root, split, train):
+    """Return [(path, label)] and class names of ESC-50.
+
+    Of its five folds number `split` is to test on, and the others are to train on.
+    """
+    root = Path(root)
+    with published("esc50", root):
+        items = []
+        name_of = {}
+        for row in csv.DictReader(read_lines(root / "meta/esc50.csv")):
+            label = int(row["target"])
+            name_of[label] = row["category"]
+            for_training = int(row["fold"]) != split
+            if for_training == train:
+                items.append((root / "audio" / row["filename"], label))
+    return items, [name_of[label] for label in sorted(name_of)]
+
+
+LAYOUTS = {"ucf101": ucf101, "hmdb51": hmdb51, "esc50": esc50}

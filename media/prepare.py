@@ -1,0 +1,457 @@
+"""Transcode a collection to files from which a snippet is read fastest.
+
+T is the number of frames of a snippet, S its samples of sound. Images are RGB uint8
+(F, H, W, 3), F frames; sound is mono float32 in [-1, 1]. All times are in seconds.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from tqdm import tqdm
+
+from harness.errors import BadInput, printable
+from harness.files import atomic_write, in_own_process
+from media.collection import index_files, list_titles
+from media.format import Format
+from media.reader import LEAD, MARK, Reader, read_film
+
+# The codecs of a prepared file, and their options. They were chosen by measurement, on 64 s
+# of filmed footage and animation at 338 x 190 pixels, and on 3 min of speech, music and
+# noises. All figures are of one snippet.
+#
+#   sound    KB  ms to decode  rms error of the log-mel, in its standard deviations
+#   AC-3     38       3.1      0.17
+#   AAC      39       3.8      0.20
+#   MP3      38       3.6      0.25
+#   Opus     38       7.8      0.17
+#   MP2      51       9.6      0.46
+#   FLAC    139       2.9      0.05; that is too large beside the video
+#
+#   video                      KB  ms to decode  PSNR in dB
+#   MPEG-4, q 3                81       2.0      41.6
+#   MPEG-4, q 4                59       1.8      40.0
+#   H.264 veryfast, crf 23     69       3.3      42.4
+#   H.264 veryfast, crf 26     47       2.8      40.2
+#   MPEG-2, q 3               100       2.0      42.4
+#
+# H.264 was encoded with `fastdecode`; without it, decoding takes twice as long.
+PREPARED = {
+    "picture": ("mpeg4", {"qmin": "3", "qmax": "3"}),
+    "sound": ("ac3", {"b": "96k"}),
+}
+
+NOTE = ".prepared.json"  # in a prepared folder: from which source it was made, and how
+
+
+# ----------------------------------------------------------------------------------------
+# Writing one media file
+# ----------------------------------------------------------------------------------------
+
+
+def write_media(path, pieces, fmt, picture, sound):
+    """Write a media file of whole snippets; the same input gives the same bytes.
+
+    pieces   (images (n * T, H, W, 3), waveform (n * S,)) of any number n of snippets, in
+             order; sound beyond [-1, 1] is clipped
+    picture  (codec of the video, its options)
+    sound    (codec of the sound, its options)
+    Raises av.error.FFmpegError and OSError.
+
+    A group of pictures is as long as a snippet, and begins LEAD before one. So one seek to
+    it finds the beginning of the snippet's sound as well, which lies just before the
+    snippet's pictures in the file. There are no B-frames.
+    """
+    container = "mp4" if sound[0] == "flac" else "matroska"
+    lead = math.ceil(LEAD * fmt.fps)  # frames
+    # FFmpeg's "bitexact" leaves out its version and the date.
+    with av.open(str(path), "w", format=container, options={"fflags": "+bitexact"}) as out:
+        video, audio = add_streams(out, fmt, picture, sound)
+        for m, (images, waveform) in enumerate(single_snippets(pieces, fmt)):
+            if m == 0:
+                video.height, video.width = images[0].shape[:2]
+            for i, image in enumerate(images):
+                number = m * fmt.frames + i
+                frame = video_frame(image, number, video)
+                if (number + lead) % fmt.frames == 0:
+                    frame.pict_type = PictureType.I
+                out.mux(video.encode(frame))
+            out.mux(audio.encode(audio_frame(waveform, m * fmt.samples, fmt.rate)))
+        out.mux(video.encode())
+        out.mux(audio.encode())
+
+
+def add_streams(out, fmt, picture, sound):
+    """Add a video and an audio stream to an open container, and return them."""
+    video_codec, video_options = picture
+    audio_codec, audio_options = sound
+    every_video = {
+        "g": str(fmt.frames),
+        "bf": "0",
+        "sc_threshold": "1000000000",  # A cut to another scene starts no group of pictures.
+        "threads": "1",
+        "flags": "+bitexact",
+    }
+    every_audio = {"flags": "+bitexact"}
+    frame_rate = Fraction(fmt.fps).limit_denominator(1001)
+    video = out.add_stream(video_codec, rate=frame_rate, options=every_video | video_options)
+    audio = out.add_stream(
+        audio_codec, rate=fmt.rate, options=every_audio | audio_options, layout="mono"
+    )
+    video.pix_fmt = "yuv420p"
+    out.metadata["COMMENT"] = MARK
+    return video, audio
+
+
+def single_snippets(pieces, fmt):
+    """Yield (T images, waveform (S,)) of each snippet in pieces of several.
+
+    The frames and the sound of a snippet are written in turn, so that they lie side by side
+    in the file.
+    """
+    for images, waveform in pieces:
+        for m in range(len(images) // fmt.frames):
+            yield (
+                images[m * fmt.frames : (m + 1) * fmt.frames],
+                waveform[m * fmt.samples : (m + 1) * fmt.samples],
+            )
+
+
+def video_frame(image, number, stream):
+    """Return the av.VideoFrame of an image (H, W, 3), the `number`-th of its stream."""
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    frame.pts = number
+    frame.time_base = 1 / stream.codec_context.framerate
+    return frame
+
+
+def audio_frame(waveform, start, rate):
+    """Return the 16-bit av.AudioFrame of a waveform (n,) whose first sample is the `start`-th."""
+    samples = (32767 * waveform.clip(-1, 1)).round().astype(np.int16)
+    frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+    frame.sample_rate = rate
+    frame.pts = start
+    frame.time_base = Fraction(1, rate)
+    return frame
+
+
+# ----------------------------------------------------------------------------------------
+# Preparing one file
+# ----------------------------------------------------------------------------------------
+
+
+def prepare_file(path, destination, span, fmt, language):
+    """Transcode one file, whole or not at all.
+
+    span  (start, end) of what its video and its sound both cover
+    Returns (snippets written, damaged snippets skipped, bytes). Raises BadInput.
+    """
+    remove_leftovers(destination)
+    with contextlib.closing(Reader(path, language)) as reader:
+        film = Film(reader, span, fmt)
+        write = partial(write_media, pieces=film.pieces(), fmt=fmt, **PREPARED)
+        try:
+            atomic_write(destination, write, os.getpid())
+        except (av.error.FFmpegError, OSError) as error:
+            raise BadInput(f"{path}: {error.strerror}") from error
+    return film.count - film.damaged, film.damaged, destination.stat().st_size
+
+
+def remove_leftovers(destination):
+    """Make a file's folder, and remove from it what a killed run has left of the file."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    for name in os.listdir(destination.parent):
+        if name.startswith(f".{destination.name}."):
+            os.unlink(destination.parent / name)
+
+
+class Film:
+    """The snippets of an open file, with all images of one shape, as `write_media` takes them.
+
+    count    whole snippets in the file
+    damaged  how many of them could not be read so far
+    """
+
+    def __init__(self, reader, span, fmt):
+        start, end = span
+        self.reader = reader
+        self.start = start
+        self.fmt = fmt
+        self.count = fmt.whole_snippets(end - start)
+        self.damaged = 0
+        self.shape = None  # (H, W, 3) of the first image, and so of all
+
+    def pieces(self):
+        """Yield what can be read. Raises BadInput at the end if that was nothing."""
+        for images, waveform in read_film(
+            self.reader, self.start, self.count, self.fmt, keep=self.image_of
+        ):
+            if images is None:
+                self.damaged += 1
+            else:
+                yield images, waveform
+        if self.damaged == self.count:
+            raise BadInput(f"{self.reader.path}: no snippet in it can be read")
+
+    def image_of(self, frame):
+        """Return an av.VideoFrame in the shape of the file's first image.
+
+        Where a broadcast changes from 16:9 to 4:3, that is the middle of an image which is just
+        large enough. Both sides are even, because yuv420p has one colour for 2 x 2 pixels.
+        """
+        image = self.reader.resize(frame, self.fmt.short_side, multiple=2)
+        if self.shape is None:
+            self.shape = image.shape
+        height, width, _ = self.shape
+        if image.shape != self.shape:
+            enlarged = max(height / image.shape[0], width / image.shape[1])
+            short_side = math.ceil(enlarged * self.fmt.short_side / 2 + 1) * 2
+            image = self.reader.resize(frame, short_side, multiple=2)
+        top = (image.shape[0] - height) // 2
+        left = (image.shape[1] - width) // 2
+        return image[top : top + height, left : left + width]
+
+
+# ----------------------------------------------------------------------------------------
+# Preparing a collection
+# ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Job:
+    """One file to transcode."""
+
+    path: str
+    destination: Path
+    span: tuple  # (start, end)
+    fmt: Format
+    language: str | None
+
+    @property
+    def seconds(self):
+        start, end = self.span
+        return end - start
+
+    @property
+    def snippets(self):
+        return self.fmt.whole_snippets(self.seconds)
+
+    def is_finished(self):
+        """Whether an earlier call wrote the file, and its source has not changed since."""
+        if not self.destination.exists():
+            return False
+        if "://" in self.path:
+            return True
+        return os.path.getmtime(self.path) <= self.destination.stat().st_mtime
+
+    def run(self):
+        """Run `prepare_file` in a process of its own."""
+        return in_own_process(
+            prepare_file, self.path, self.destination, self.span, self.fmt, self.language
+        )
+
+
+@dataclasses.dataclass
+class Summary:
+    """What one call does, as it is known so far."""
+
+    titles: int
+    skipped: list  # (title or path, why)
+    files: int = 0  # to transcode
+    done_before: int = 0  # files
+    hours: float = 0.0  # of film
+    written: int = 0  # snippets
+    damaged: int = 0  # snippets
+    size: int = 0  # bytes
+    elapsed: float = 0.0  # seconds
+
+    def speed(self):
+        """How many times faster than real time the film was transcoded."""
+        return 3600 * self.hours / self.elapsed
+
+    def print(self):
+        for path, why in self.skipped:
+            print(f"skipped {printable(path)}: {why}")
+        print(
+            f"{self.titles} titles: {self.files} files, and {self.done_before} done before; "
+            f"{len(self.skipped)} skipped; {self.damaged} damaged snippets skipped"
+        )
+        if self.written:
+            print(
+                f"{self.hours:.2f} h of film in {self.elapsed:.0f} s: "
+                f"{self.speed():.0f} x real time; {self.written} snippets, "
+                f"{self.size / 1e6:.0f} MB, {self.size / self.written / 1e3:.0f} KB a snippet"
+            )
+
+
+def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1)):
+    """Transcode a collection to the folder `target`, for fast reading, and print a summary.
+
+    source   a folder or a list, as `list_titles` takes it; each title keeps its name
+    workers  files at a time; one a core by default
+    shard    (i, n): every n-th file, from the i-th on
+
+    A file that an earlier call has finished is skipped, unless its source has changed since.
+    Raises BadInput for a rate that the codec of the sound lacks, and for a target that lies in
+    the source, or was prepared from another source or with other settings.
+    """
+    source = os.fspath(source)
+    target = Path(target)
+    check_rate(fmt.rate)
+    titles = list_titles(source)
+    note = check_target(source, target, fmt, language)
+    where = destinations(titles, source, target)
+    index = index_files(list(where), source, language, quiet=False)
+    write_note(target, note)
+
+    empty = [(line, "no media files in it") for line, paths in titles if not paths]
+    summary = Summary(titles=len(titles), skipped=empty)
+    i, n = shard
+    jobs = []
+    for path in list(where)[i - 1 :: n]:
+        info = index[path]
+        job = Job(path, where[path], (info.start, info.end), fmt, language)
+        if job.snippets == 0:
+            why = info.problem or f"shorter than a snippet of {fmt.seconds:g} s"
+            summary.skipped.append((path, why))
+        elif job.is_finished():
+            summary.done_before += 1
+        else:
+            jobs.append(job)
+    transcode(jobs, workers or os.cpu_count(), summary, progress_bar(jobs, f"prepare {target}"))
+    summary.print()
+
+
+def destinations(titles, source, target):
+    """Return {path: the Path of its prepared file}, in the order of the titles.
+
+    A folder's titles are in the order of their names, so those of a list are numbered.
+    """
+    where = {}
+    for n, (line, paths) in enumerate(titles):
+        show = os.path.basename(line.split("\t")[0].rstrip("/"))
+        for i, path in enumerate(paths):
+            if path in where:
+                remedy = "a file can be of one title only, so remove one of them"
+                raise BadInput(f"{path}: twice in {source}; {remedy}")
+            if os.path.isdir(source):
+                name = os.path.relpath(path, source)
+            elif len(paths) == 1:
+                name = f"{n:04d} {os.path.basename(path)}"
+            else:
+                name = f"{n:04d} {show}/{i:03d} {os.path.basename(path)}"
+            where[path] = Path(target) / f"{name}.mkv"
+    return where
+
+
+def check_rate(rate):
+    """Raise BadInput if the codec of the sound lacks this sample rate (Hz)."""
+    codec, _ = PREPARED["sound"]
+    rates = sorted(av.Codec(codec, "w").audio_rates)
+    if rate not in rates:
+        listed = ", ".join(str(possible) for possible in rates)
+        raise BadInput(f"--rate {rate}: must be one of {listed}, which are the rates of {codec}")
+
+
+def check_target(source, target, fmt, language):
+    """Return what the note in `target` has to say: the settings, and the source.
+
+    Raises BadInput if the folder lies in the source, or its note says something else.
+    """
+    here = os.path.realpath(source)
+    if os.path.isdir(source) and target.resolve().is_relative_to(here):
+        remedy = "name a folder elsewhere"
+        raise BadInput(f"{target}: lies in {source}, where it would be a title; {remedy}")
+    settings = {
+        "frames": fmt.frames,
+        "fps": fmt.fps,
+        "short_side": fmt.short_side,
+        "rate": fmt.rate,
+        "language": language,
+    }
+    note = target / NOTE
+    if note.exists():
+        found = json.loads(note.read_text())
+        found_source = found.pop("source", here)  # Notes of earlier versions lack it.
+        if found != settings:
+            wanted = json.dumps(settings)
+            raise BadInput(
+                f"{target}: was prepared with {json.dumps(found)} and not {wanted}; "
+                "name another folder"
+            )
+        if found_source != here:
+            raise BadInput(
+                f"{target}: was prepared from {found_source} and not from {here}; name another "
+                f"folder, or, if it is the same collection in a new place, delete {note} "
+                "and repeat the command"
+            )
+    return settings | {"source": here}
+
+
+def write_note(target, note):
+    """Write the note, with what an earlier version did not put into it."""
+    target.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(note)
+    atomic_write(target / NOTE, lambda temporary: temporary.write_text(text), os.getpid())
+
+
+def progress_bar(jobs, title):
+    """Return a bar in hours of film.
+
+    It counts whole snippets, because integers add up exactly: a sum of hours depends on the
+    order in which the files are finished, and could end beyond the total.
+    """
+    hours_a_snippet = 1.0
+    if jobs:
+        hours_a_snippet = jobs[0].fmt.seconds / 3600
+    return tqdm(
+        total=sum(job.snippets for job in jobs),
+        unit_scale=hours_a_snippet,
+        desc=title,
+        bar_format="{desc}: {percentage:.0f}%|{bar}| {n:.2f}/{total:.2f} h "
+        "[{elapsed}<{remaining}{postfix}]",
+    )
+
+
+def transcode(jobs, workers, summary, bar):
+    """Run the jobs, `workers` at a time, and add what they did to the summary."""
+    summary.files = len(jobs)
+    # The longest files come first, so that no core waits for one of them at the end.
+    jobs = sorted(jobs, key=lambda job: job.seconds, reverse=True)
+    began = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool, bar:
+        running = {pool.submit(job.run): job for job in jobs}
+        try:
+            for finished in as_completed(running):
+                job = running[finished]
+                summary.elapsed = time.perf_counter() - began
+                try:
+                    add_result(summary, job, finished.result())
+                except BadInput as error:
+                    why = str(error).removeprefix(f"{job.path}: ")
+                    summary.skipped.append((job.path, why))
+                bar.update(job.snippets)
+                bar.set_postfix_str(f"{summary.speed():.0f} x real time")
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def add_result(summary, job, result):
+    """Add to the summary what `prepare_file` returned for a job."""
+    written, damaged, size = result
+    summary.hours += job.seconds / 3600
+    summary.written += written
+    summary.damaged += damaged
+    summary.size += size
+    if damaged:
+        tqdm.write(f"{printable(job.path)}: {damaged} damaged snippets skipped, {written} written")

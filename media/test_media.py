@@ -1,0 +1,1232 @@
+"""Reading, collections, labels, the toy world, preparing, checking and scenes.
+
+    python -m pytest -q media                      a minute and a half on two cores
+    python -m pytest -q media -k "step or damaged"
+
+The films are made here by FFmpeg's encoders (harness/fixtures.py) and read back through the
+real decoders: they flash and beep together, so that frames and sound can be held against the
+times at which they should come.
+"""
+
+import contextlib
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import warnings
+from fractions import Fraction
+from pathlib import Path
+from time import sleep
+
+import av
+import numpy as np
+import pytest
+from tqdm import TqdmWarning
+
+import media.__main__
+import media.collection
+import media.toy
+from data import AudioFrontEnd, Titles
+from harness.errors import BadInput
+from harness.fixtures import (
+    EVENT,
+    ROOT,
+    damage,
+    is_lit,
+    onset,
+    refused,
+    run_script,
+    served,
+    write_film,
+)
+from media.collection import read_collection
+from media.format import Format
+from media.labels import esc50, hmdb51, ucf101
+from media.prepare import write_media
+from media.reader import CLOCK, AudioConsumer, Reader, read_snippets
+from media.scenes import measure_novelty, pick_peaks
+
+# A snippet as the toy world's: 1.6 s, 8 frames of 40 x 40 pixels, 16 kHz.
+TINY = Format(frames=8, fps=5, short_side=40, crop=32, rate=16000, n_fft=1024, hop=256, mels=64)
+TINY_FLAGS = "--frames 8 --rate 16000 --n-fft 1024 --hop 256 --mels 64".split()
+
+
+# --------------------------------------------------------------------------------------------
+# Reading: what a film of flashes and beeps should give
+# --------------------------------------------------------------------------------------------
+
+
+def is_white(frame):
+    return frame.to_ndarray(format="gray").mean() > 140
+
+
+class Timeline:
+    """When each frame of a film of `write_film` is on screen, from its packets, which are sorted
+    by time: without a seek and without decoding.
+
+    zero  where the film's own 0 s lies on the file's clock
+    """
+
+    def __init__(self, path, fps=25, lead=0.0, times=None):
+        due = []
+        with av.open(str(path)) as file:
+            for packet in file.demux(video=0):
+                if packet.size:
+                    stamp = packet.dts if packet.pts is None else packet.pts
+                    due.append(float(stamp * packet.time_base))
+        if times is None:
+            written = np.arange(10**4) / float(fps)
+        else:
+            written = np.array(times) / 1000
+        self.due = np.sort(due)
+        self.written = written[written >= lead - 1e-9][: len(due)]
+        assert len(self.due) == len(self.written), (len(self.due), len(self.written))
+        self.zero = self.due[0] - self.written[0]
+
+    def is_lit(self, time):
+        """Whether the frame on screen at this time of the file's clock is white."""
+        frame = np.searchsorted(self.due, time + CLOCK) - 1
+        return is_lit(self.written[frame])
+
+
+def assert_in_step(reader, cuts, zero, lit, seconds=20, loud=0.2, slack=(0.0, 0.02)):
+    """Snippets cut anywhere show the frames of their times, and their beeps begin when they should.
+
+    cuts   seconds of the film; `zero` is where its 0 s lies on the file's clock
+    lit    a function: time of the file's clock -> is the frame on screen white
+    slack  seconds by which frames and sound may be off, where the format knows no better
+    """
+    wrong = []
+    for cut in cuts:
+        times = zero + cut + np.arange(16) / 5
+        frames, waveform = reader.read(times, times[0], 153600, 48000)
+        assert len(frames) == 16
+        assert waveform.shape == (153600,) and waveform.dtype == np.float32
+        missed = []
+        for i, (frame, time) in enumerate(zip(frames, times)):
+            right = (lit(time), lit(time - slack[0]), lit(time + slack[0]))
+            if is_white(frame) not in right:
+                missed.append(i)
+        if missed:
+            wrong.append((round(cut, 3), "flash", missed))
+        since = cut % EVENT
+        # Else the cut falls into a tone, or the next tone into the end.
+        if 0.25 < since and cut + EVENT - since < seconds - 0.2:
+            beep = np.flatnonzero(abs(waveform) > loud)
+            late = beep[0] / 48000 - (EVENT - since) if len(beep) else np.inf
+            if abs(late) > slack[1]:
+                wrong.append((round(cut, 3), "beep", round(float(late), 3)))
+    assert not wrong
+
+
+def overwrite(path, tag, skip, new):
+    """Replace bytes `skip` after the (first) tag."""
+    raw = bytearray(path.read_bytes())
+    assert raw.count(tag) >= 1
+    position = raw.index(tag) + skip
+    raw[position : position + len(new)] = new
+    path.write_bytes(raw)
+
+
+# --------------------------------------------------------------------------------------------
+# Reading: one file
+# --------------------------------------------------------------------------------------------
+
+
+def test_avi_with_b_frames_is_read_by_its_decoding_times(tmp_path):
+    """UCF101 is published so. AVI says when to decode, a frame or two from when to show."""
+    path = write_film(tmp_path / "v.avi", video="mpeg4", audio=None, options={"bf": "2"})
+    times = 5.1 + np.arange(16) / 5
+    frames, _ = Reader(path).read(times)
+    lit = [is_white(frame) for frame in frames]
+    assert lit == [bool((time + 1e-3) % EVENT < 0.2) for time in times]
+    assert sum(lit) == 2
+
+
+def test_sound_without_a_time_goes_on_where_it_was():
+    sound = AudioConsumer(None, 1.0, 48, 48000)
+    for value, pts in ((0.25, 48000), (0.5, None)):
+        samples = np.full((1, 24), value, np.float32)
+        block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        block.sample_rate, block.time_base, block.pts = 48000, Fraction(1, 48000), pts
+        sound.lay([block])
+    assert sound.samples.tolist() == [0.25] * 24 + [0.5] * 24
+    assert sound.done
+
+
+def no_picture(frame):
+    return np.zeros(1)
+
+
+def test_a_tenth_of_the_sound_may_be_missing_and_no_more(tmp_path):
+    path = write_film(tmp_path / "film.mkv", 8, lead=(0.0, 0.5), options={"bf": "0"})
+    reader = Reader(path)
+    with pytest.raises(BadInput, match="damaged at 0.0 s"):
+        read_snippets(reader, 0.0, 1, Format(), no_picture)
+    frames, _ = read_snippets(reader, 0.4, 1, Format(), no_picture)
+    assert len(frames) == 16
+
+
+def test_past_the_end_the_last_frame_stays_and_silence(tmp_path):
+    reader = Reader(write_film(tmp_path / "film.mkv", 4.1, options={"bf": "0"}))
+    frames, sound = reader.read([1.0, 9.0], 3.9, 48000)
+    assert [is_white(frame) for frame in frames] == [False, True]
+    assert abs(sound[:9600]).max() > 0.2
+    assert not sound[24000:].any()
+
+
+def test_wide_pixels_are_shown_square(tmp_path):
+    black = np.zeros((64, 72, 3), np.uint8)
+    with av.open(str(tmp_path / "wide.mp4"), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 72, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 9)
+        for _ in range(10):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(black)))
+        out.mux(stream.encode())
+    reader = Reader(tmp_path / "wide.mp4")
+    frames, _ = reader.read([0.0])
+    assert reader.resize(frames[0], 32).shape == (32, 64, 3)
+
+
+CUTS = [*np.random.default_rng(0).uniform(0.1, 8.7, 7).tolist(), 0.0, 2.0, 3.9]
+
+# Milliseconds at which frames are shown: 15 to 70 between two of them, 11 s in all.
+VARIABLE = np.cumsum([0, *np.random.default_rng(1).integers(15, 70, 270)]).tolist()
+
+NTSC = Fraction(30000, 1001)
+CINEMA = Fraction(24000, 1001)
+CENTRE_ALONE = dict(layout="5.1", only="FC")
+TEN_BITS = dict(pix_fmt="yuv420p10le", options={"x265-params": "bframes=3"})
+
+FORMATS = [
+    ("a.mp4", "libx264", "aac", dict(fps=CINEMA)),
+    ("b.mp4", "libx265", "eac3", dict(rate=48000, fps=30, **CENTRE_ALONE)),
+    ("c.mkv", "libx265", "ac3", dict(rate=48000, layout="5.1", **TEN_BITS)),
+    ("d.mkv", "libsvtav1", "libopus", dict(rate=48000, layout="7.1", fps=30)),
+    ("e.mp4", "libsvtav1", "aac", dict(rate=22050, layout="mono")),
+    ("f.webm", "libvpx-vp9", "libopus", dict(rate=48000, **CENTRE_ALONE)),
+    ("g.webm", "libvpx-vp9", "vorbis", dict(fps=60)),
+    ("h.mov", "mpeg4", "pcm_s16le", dict(rate=22050, layout="mono", fps=60)),
+    ("i.mov", "libx264", "aac", dict(rate=48000, layout="7.1", only="FC")),
+    ("j.avi", "mpeg4", "libmp3lame", dict()),
+    ("k.avi", "libx264", "ac3", dict(rate=48000, options={"bf": "0"}, **CENTRE_ALONE)),
+    ("l.ts", "libx264", "aac", dict(rate=48000, fps=30)),
+    ("m.ts", "mpeg2video", "ac3", dict(**CENTRE_ALONE)),
+    ("n.ts", "libx265", "eac3", dict(rate=48000, layout="mono", fps=CINEMA)),
+    ("o.mpg", "mpeg2video", "mp2", dict(rate=48000)),
+    ("p.mpg", "mpeg2video", "ac3", dict(rate=48000, fps=NTSC)),
+    ("q.mkv", "libx264", "flac", dict(layout="7.1", only="FC", times=VARIABLE)),
+    ("r.mp4", "libx264", "libmp3lame", dict(times=VARIABLE)),
+    ("s.mkv", "libx264", "pcm_s16le", dict(rate=48000, options={"bf": "3"}, **CENTRE_ALONE)),
+    ("t.ogv", "libvpx", "vorbis", dict()),
+    ("u.ogv", "libtheora", "vorbis", dict()),
+    ("v.wmv", "wmv2", "wmav2", dict()),
+    ("w.flv", "libx264", "libmp3lame", dict()),
+]
+
+
+def is_encoder(name):
+    try:
+        return bool(av.Codec(name, "w"))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "name, video, audio, how", FORMATS, ids=[" ".join(row[:3]) for row in FORMATS]
+)
+def test_every_kind_of_file_is_cut_in_step(tmp_path, name, video, audio, how):
+    """Containers, codecs, layouts, rates and frame rates that users have.
+
+    A film's beep may sit in its centre channel alone.
+    """
+    missing = [codec for codec in (video, audio) if not is_encoder(codec)]
+    if missing:
+        pytest.skip(f"FFmpeg has no encoder of {missing[0]} here")
+    path = write_film(tmp_path / name, seconds=11, video=video, audio=audio, **how)
+    timeline = Timeline(path, how.get("fps", 25), times=how.get("times"))
+    # AVI has no times of presentation: FFmpeg guesses them, a frame late. A program stream has
+    # one for a group of frames.
+    slack = {".avi": (0.0, 0.06), ".mpg": (0.02, 0.04)}.get(path.suffix, (0.0, 0.02))
+    assert_in_step(Reader(path), CUTS, timeline.zero, timeline.is_lit, 11, loud=0.1, slack=slack)
+
+
+@pytest.mark.parametrize("layout", ["mono", "stereo", "5.1", "7.1"])
+def test_a_film_is_as_loud_in_mono_whatever_its_channels(tmp_path, layout):
+    """FFmpeg's own mix of floats adds up channels: the loudness would tell stereo from mono."""
+    how = dict(video="mpeg4", audio="pcm_s16le", rate=48000, layout=layout)
+    path = write_film(tmp_path / "film.mkv", 4, **how)
+    _, sound = Reader(path).read((), 2.0, 9600, 48000)
+    assert abs(sound).max() == pytest.approx(0.8, abs=0.05)
+
+
+LATE = [
+    dict(start=7.2),
+    dict(lead=(0.0, 0.5)),
+    dict(lead=(0.5, 0.0)),
+    dict(start=100, lead=(0, 0.76)),
+]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "b.mkv", "c.ts", "e.webm"])
+@pytest.mark.parametrize("how", LATE, ids=str)
+def test_streams_that_begin_late_stay_in_step(tmp_path, name, how):
+    """Both streams, or one alone: mp4 says so in its edit lists, others by first timestamps."""
+    codecs = dict(video="libx264", audio="aac", rate=44100)
+    if name == "e.webm":
+        codecs = dict(video="libvpx-vp9", audio="libopus", rate=48000)
+    lead = how.get("lead", (0, 0))
+    path = write_film(tmp_path / name, 11, **codecs, **how)
+    timeline = Timeline(path, lead=lead[0])
+    cuts = [0.8, 1.3, 2.7, 3.9, 5.61, 7.0]
+    assert_in_step(Reader(path), cuts, timeline.zero, timeline.is_lit, 11)
+    collection = read_collection(tmp_path, TINY)
+    [[(_, start, snippets)]] = collection.parts
+    assert snippets == int((11 - max(lead)) / 1.6)
+    assert start == pytest.approx(timeline.zero + max(lead), abs=0.05)
+
+
+def test_a_clock_that_wraps_stays_in_step(tmp_path):
+    """A transport stream counts to 2**33 / 90 kHz = 26.5 h and starts again at 0.
+
+    Recordings of television do so.
+    """
+    path = write_film(tmp_path / "film.ts", 20, start=95430)
+    timeline = Timeline(path)
+    cuts = [0.5, 5, 9.5, 11.1, 12.3, 13.5, 16]
+    assert_in_step(Reader(path), cuts, timeline.zero, timeline.is_lit)
+    assert read_collection(tmp_path, TINY).counts == [12]
+
+
+@pytest.fixture(scope="session")
+def piece(tmp_path_factory):
+    """16 s whose streams both last a whole number of packets, to be laid end to end."""
+    path = tmp_path_factory.mktemp("piece") / "piece.mp4"
+    return write_film(path, 16, fps=5, rate=8000, gop=20)
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv", "film.ts"])
+def test_two_hours_stay_in_step(tmp_path, piece, name):
+    """Rounded timestamps add up; an index may be coarse, or absent as in a transport stream."""
+    repeat(piece, tmp_path / name, 450)
+    reader = Reader(tmp_path / name)
+    start, end = reader.span(reader.video)
+    assert end - start == pytest.approx(7200, abs=0.5)
+
+    def lit(time):
+        return (time - start + CLOCK) % EVENT < 0.2
+
+    cuts = [0.5, 3601.3, 7111.7, 7180.9, 7190.6, 7195.5]
+    assert_in_step(reader, cuts, start, lit, 7199)
+    assert read_collection(tmp_path, TINY).counts == [4500]
+
+
+def repeat(source, path, times, period=16):
+    """Write a film several times over, one behind the other, without encoding it again."""
+    with av.open(str(source)) as file, av.open(str(path), "w") as out:
+        streams = [out.add_stream_from_template(stream) for stream in file.streams]
+        packets = []
+        for packet in file.demux():
+            if packet.size and packet.pts >= 0:
+                clock = packet.time_base
+                stamps = (packet.pts * clock, packet.dts * clock)
+                packets.append((packet, packet.stream.index, *stamps))
+        for n in range(times):
+            for packet, index, pts, dts in packets:
+                clock = packet.time_base
+                packet.stream = streams[index]
+                packet.pts = round((pts + n * period) / clock)
+                packet.dts = round((dts + n * period) / clock)
+                out.mux(packet)
+
+
+CHANGES = [
+    ({}, dict(layout="5.1")),
+    (dict(layout="5.1"), dict(layout="mono", rate=44100)),
+    ({}, dict(size=(128, 48))),
+    (dict(size=(80, 60)), dict(size=(48, 128))),
+]
+
+
+@pytest.mark.parametrize("first, second", CHANGES, ids=str)
+def test_a_recording_whose_format_changes_midway(tmp_path, first, second):
+    """As television does at an advertisement: from stereo to 5.1, or from 16:9 to 4:3."""
+    content = b""
+    for how, start in ((first, 2), (second, 8)):
+        part = tmp_path / "part.ts"
+        write_film(part, 6, audio="ac3", start=start, **{"rate": 48000, **how})
+        content += part.read_bytes()
+        part.unlink()
+    (tmp_path / "film.ts").write_bytes(content)
+    titles = Titles(tmp_path, TINY)
+    assert titles.counts == [7]
+    [[(_, begin, _)]] = titles.parts
+    for m in range(7):
+        sample = titles[0, m, (m,)]
+        video, waveform = sample["video"], sample["waveform"]
+        assert video.shape == (3, 8, 32, 32) and waveform.shape == (TINY.samples,)
+        # The seam lies in snippet 3, and frames of the old format may be lost there.
+        if m != 3:
+            times = begin + m * TINY.seconds + np.arange(8) / 5
+            lit = [bool((time + 0.02) % EVENT < 0.2) for time in times]
+            assert (video.float().mean((0, 2, 3)) > 140).tolist() == lit, m
+            beeps = waveform.abs().reshape(8, -1)[:, 500:-1200].amax(1) > 0.2
+            assert beeps.any().item() == any(lit), m
+
+
+@pytest.mark.parametrize(
+    "degrees, matrix", [(90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))]
+)
+def test_a_film_from_a_telephone_is_shown_upright(tmp_path, degrees, matrix):
+    """A telephone records as its sensor lies; the file says by how much to turn it, clockwise."""
+    picture = np.full((48, 64, 3), 40, np.uint8)
+    picture[:24, :24] = 255  # as stored: the top left corner is bright
+    path = write_film(tmp_path / "film.mp4", 1, audio=None, image=picture)
+    a, b, c, d = (number << 16 for number in matrix)
+    overwrite(path, b"tkhd", 44, struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30))
+    reader = Reader(path)
+    frames, _ = reader.read([0.1])
+    image = reader.resize(frames[0], 48)
+    assert image.shape == ((48, 64, 3) if degrees == 180 else (64, 48, 3))
+    corners = {0: image[4, 4], 90: image[4, -4], 180: image[-4, -4], 270: image[-4, 4]}
+    bright = [angle for angle, pixel in corners.items() if pixel.mean() > 140]
+    assert bright == [degrees]
+
+
+# --------------------------------------------------------------------------------------------
+# Reading: the default track, and that of a language
+# --------------------------------------------------------------------------------------------
+
+
+def merge(path, video, *tracks):
+    """Write the frames of one film with the sounds of others.
+
+    tracks  (film, its language or None, is it the default)
+    """
+    default_bit = av.stream.Disposition.default
+    sources = [(video, "video", None, True)]
+    sources += [(film, "audio", language, default) for film, language, default in tracks]
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(av.open(str(path), "w"))
+        copies = []
+        for film, kind, language, default in sources:
+            file = stack.enter_context(av.open(str(film)))
+            stream = next(stream for stream in file.streams if stream.type == kind)
+            copy = out.add_stream_from_template(stream)
+            copy.disposition = default_bit if default else av.stream.Disposition(0)
+            if language:
+                copy.metadata["language"] = language
+            copies.append((stream, copy))
+        packets = []
+        for stream, copy in copies:
+            for packet in stream.container.demux(stream):
+                packet.stream = copy
+                if packet.size:
+                    packets.append(packet)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            out.mux(packet)
+    return path
+
+
+def hertz(reader):
+    """The pitch of the beep at 2.0 s."""
+    _, sound = reader.read((), 2.05, 4800, 48000)
+    if abs(sound).max() <= 0.1:
+        return 0
+    return round(np.abs(np.fft.rfft(sound)).argmax() * 10, -2)
+
+
+@pytest.mark.parametrize("name", ["film.mkv", "film.mp4", "film.ts"])
+def test_the_track_of_the_language_else_the_default_one(tmp_path, name):
+    """Dubbed films: `language` if it is there, else the file's default, else the first."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    a, b, c = (write_film(folder / f"{hz}.mp4", 6, tone=hz) for hz in (1000, 1500, 2000))
+    has_default = name != "film.ts"  # a transport stream has none
+    tracks = [(a, "eng", not has_default), (b, "deu", False), (c, "fra", has_default)]
+    path = merge(tmp_path / name, a, *tracks)
+    shutil.rmtree(folder)
+    default = 2000 if has_default else 1000
+    assert hertz(Reader(path)) == default
+    assert hertz(Reader(path, language="deu")) == 1500
+    assert hertz(Reader(path, language="eng")) == 1000
+    assert hertz(Reader(path, language="jpn")) == default
+    titles = Titles(tmp_path, TINY, language="deu")
+    titles.read(0, 1)
+    assert hertz(titles.reader) == 1500
+
+
+def test_of_two_tracks_the_default_one(tmp_path):
+    a, b = (write_film(tmp_path / f"{hz}.mp4", 6, tone=hz) for hz in (1000, 1500))
+    out = tmp_path / "film.mkv"
+    assert hertz(Reader(merge(out, a, (a, None, False), (b, None, True)))) == 1500
+    assert hertz(Reader(merge(out, a, (a, None, False), (b, "eng", True)))) == 1500
+    assert hertz(Reader(merge(out, a, (a, None, True), (b, None, False)))) == 1000
+    assert hertz(Reader(merge(out, a, (a, None, False), (b, None, False)))) == 1000
+
+
+# --------------------------------------------------------------------------------------------
+# Collections: what is there, what can be used, and why the rest cannot
+# --------------------------------------------------------------------------------------------
+
+
+def reasons_of(collection):
+    """{file name: why it was skipped}"""
+    return {Path(path).name: why for path, why in collection.skipped}
+
+
+def test_what_a_folder_of_films_must_be(tmp_path):
+    with pytest.raises(BadInput, match="no such folder"):
+        read_collection(tmp_path / "none", TINY)
+    with pytest.raises(BadInput, match="no media files"):
+        read_collection(tmp_path, TINY)
+    (tmp_path / "text.mp4").write_text("not a film")
+    write_film(tmp_path / "short.mp4", seconds=1)
+    with pytest.raises(BadInput, match="none of its 2 files can be used"):
+        read_collection(tmp_path, TINY)
+
+
+def last_moments(path):
+    """Where frames and sound really end: what a player that reads to the end finds."""
+    ends = {}
+    with av.open(str(path)) as file, contextlib.suppress(av.error.FFmpegError):
+        for packet in file.demux():
+            if packet.size and packet.dts is not None:
+                end = float((packet.dts + (packet.duration or 0)) * packet.time_base)
+                ends[packet.stream.index] = max(end, ends.get(packet.stream.index, 0))
+    return min(ends.values())
+
+
+@pytest.mark.parametrize(
+    "name, mux",
+    [
+        ("film.mkv", {}),
+        ("film.mp4", {"movflags": "faststart"}),
+        ("film.ts", {}),
+        ("film.avi", {}),
+        ("film.mpg", {}),
+    ],
+)
+def test_a_film_cut_off_is_counted_by_what_is_there(tmp_path, name, mux):
+    """A download that broke off: its header still promises the whole film."""
+    codecs = {".avi": ("mpeg4", "libmp3lame"), ".mpg": ("mpeg2video", "mp2")}
+    video, audio = codecs.get(Path(name).suffix, ("libx264", "aac"))
+    how = dict(video=video, audio=audio, rate=48000, mux=mux, options={"bf": "0"})
+    path = write_film(tmp_path / name, 20, **how)
+    path.write_bytes(path.read_bytes()[: int(0.4 * path.stat().st_size)])
+    reader = Reader(path)
+    begin, _ = reader.span(reader.video, reader.audio)
+    there = (last_moments(path) - begin) / TINY.seconds
+    [count] = read_collection(tmp_path, TINY).counts
+    assert int(there - 0.2) <= count <= int(there + 0.1)
+
+
+def test_a_film_that_lost_its_index_is_skipped_with_its_reason(tmp_path):
+    """An mp4 whose recording was not ended has no index at its end: nothing can be found in it."""
+    good = write_film(tmp_path / "good.mp4", 4)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("not a film\n" * 100)
+    (tmp_path / "cut.mp4").write_bytes(good.read_bytes()[:10000])
+    write_film(tmp_path / "mute.mp4", 4, audio=None)
+    write_film(tmp_path / "radio.mp4", 4, video=None)
+    write_film(tmp_path / "silent.mp4", 4, tone=0)
+    collection = read_collection(tmp_path, TINY)
+    reasons = reasons_of(collection)
+    assert collection.names == ["good.mp4", "silent.mp4"]
+    assert len(reasons) == 5
+    assert reasons["mute.mp4"] == "no sound" and "no video" in reasons["radio.mp4"]
+    for name in ("cut.mp4", "empty.mp4", "text.mp4"):
+        assert "not a media file" in reasons[name]
+
+
+def test_cover_art_is_no_video(tmp_path):
+    cover = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8))
+    radio_path, song_path = tmp_path / "radio.mka", tmp_path / "song.mp4"
+    write_film(radio_path, 4, video=None)
+    with av.open(str(radio_path)) as radio, av.open(str(song_path), "w") as out:
+        art = out.add_stream("mjpeg", rate=1)
+        art.width, art.height, art.pix_fmt = 64, 48, "yuvj420p"
+        art.disposition = av.stream.Disposition.attached_pic
+        sound = out.add_stream_from_template(radio.streams.audio[0])
+        for packet in [*art.encode(cover), *art.encode()]:
+            out.mux(packet)
+        for packet in radio.demux():
+            packet.stream = sound
+            out.mux(packet)
+    radio_path.unlink()
+    write_film(tmp_path / "good.mp4", 4)
+    collection = read_collection(tmp_path, TINY)
+    assert collection.names == ["good.mp4"]
+    assert collection.skipped == [(str(song_path), "no video")]
+
+
+@pytest.mark.parametrize(
+    "name, video, audio",
+    [
+        ("film.mp4", "libx264", "aac"),
+        ("film.mkv", "libx264", "ac3"),
+        ("film.ts", "libx264", "aac"),
+        ("film.avi", "mpeg4", "libmp3lame"),
+        ("film.webm", "libvpx-vp9", "libopus"),
+    ],
+)
+def test_a_scratch_costs_the_snippets_it_lies_in_and_no_other(tmp_path, capfd, name, video, audio):
+    """Random bytes in the middle: what lies there may be refused, in one line, or be damaged.
+
+    The rest is as it was.
+    """
+    how = dict(video=video, audio=audio, rate=48000, gop=10, options={"bf": "0"})
+    path = write_film(tmp_path / name, 20, **how)
+    timeline = Timeline(path)
+    damage(path, (0.4, 0.5))
+    titles, right = Titles(tmp_path, TINY), set()
+    assert titles.counts == [12]
+    [[(_, begin, _)]] = titles.parts
+    for m in range(12):
+        try:
+            crops, waveform = titles.read(0, m)
+        except BadInput as error:
+            assert str(error).startswith(f"{path}: damaged at ") and "\n" not in str(error)
+            continue
+        assert len(crops) == TINY.frames
+        assert waveform.shape == (TINY.samples,) and np.isfinite(waveform).all()
+        times = begin + m * TINY.seconds + np.arange(TINY.frames) / TINY.fps
+        white = [crop.mean() > 140 for crop in crops]
+        if white == [timeline.is_lit(time) for time in times]:
+            right.add(m)
+    assert {0, 1, 2, 8, 9, 10, 11} <= right
+    assert capfd.readouterr().err == ""  # no decoder prints anything
+
+
+def test_a_header_that_lies_is_not_believed(tmp_path):
+    """Ten times the duration in a header: what is not there is not a snippet."""
+    matroska = write_film(tmp_path / "film.mkv", 8)
+    tag, raw = b"\x44\x89\x88", matroska.read_bytes()
+    (duration,) = struct.unpack_from(">d", raw, raw.index(tag) + 3)
+    overwrite(matroska, tag, 3, struct.pack(">d", 10 * duration))
+    mp4 = write_film(tmp_path / "film.mp4", 8)
+    raw = bytearray(mp4.read_bytes())
+    for tag, skip in ((b"mvhd", 20), (b"mdhd", 20), (b"tkhd", 24), (b"elst", 12)):
+        found = raw.find(tag)
+        while found >= 0:
+            (duration,) = struct.unpack_from(">I", raw, found + skip)
+            struct.pack_into(">I", raw, found + skip, 10 * duration)
+            found = raw.find(tag, found + 1)
+    mp4.write_bytes(raw)
+    assert set(read_collection(tmp_path, TINY).counts) <= {4, 5}
+
+
+@pytest.mark.parametrize(
+    "name, mux",
+    [
+        ("film.mkv", {"live": "1"}),
+        ("film.webm", {"live": "1"}),
+        ("film.ts", {}),
+        ("film.mpg", {}),
+    ],
+)
+def test_a_film_without_a_duration_in_its_header_is_counted(tmp_path, name, mux):
+    """Programs that stream, or record to a pipe, write so; a transport stream has no header."""
+    codecs = {".webm": ("libvpx-vp9", "libopus"), ".mpg": ("mpeg2video", "mp2")}
+    video, audio = codecs.get(Path(name).suffix, ("libx264", "aac"))
+    slack = (0.02, 0.04) if name == "film.mpg" else (0.0, 0.02)
+    path = write_film(tmp_path / name, 20, video=video, audio=audio, rate=48000, mux=mux)
+    timeline = Timeline(path)
+    assert read_collection(tmp_path, TINY).counts == [12]
+    cuts = [0.5, 5, 9.5, 14.3, 16.5]
+    assert_in_step(Reader(path), cuts, timeline.zero, timeline.is_lit, slack=slack)
+
+
+STRANGE_NAMES = [
+    b"caf\xe9.mp4",
+    b"Alien: Covenant.mp4",
+    b"concat:x.mp4",
+    b"100%d %s.mp4",
+    b"-y.mp4",
+    b"file:z.mp4",
+    b"a\nb.mp4",
+    "千と千尋.mp4".encode(),
+]
+
+
+def test_names_that_are_not_utf_8_and_names_that_look_like_addresses(tmp_path, monkeypatch):
+    """Old discs have the first. FFmpeg takes what precedes a colon for a protocol, if it may."""
+    write_film(tmp_path / "x.mp4", 4)
+    for name in STRANGE_NAMES:
+        shutil.copy(tmp_path / "x.mp4", os.fsencode(tmp_path) + b"/" + name)
+    assert read_collection(tmp_path, TINY).counts == [2] * 9
+    monkeypatch.chdir(tmp_path)
+    titles = Titles(".", TINY)
+    assert titles.counts == [2] * 9 and not titles.skipped
+    for n in range(9):
+        assert titles[n, 1, None]["failures"] == []
+    (tmp_path / "x.mp4").unlink()
+    assert read_collection(".", TINY).counts == [2] * 8
+
+
+def test_links(tmp_path):
+    """A link to a film or a show elsewhere is that film; one that leads in a circle is nothing."""
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "films"
+    (elsewhere / "season").mkdir(parents=True)
+    root.mkdir()
+    write_film(elsewhere / "season" / "e1.mp4", 4)
+    (root / "film.mp4").symlink_to(elsewhere / "season" / "e1.mp4")
+    (root / "linked").symlink_to(elsewhere)
+    (root / "show").mkdir()
+    (root / "show" / "s1").symlink_to(elsewhere / "season")
+    (root / "show" / "again").symlink_to(root / "show")
+    (root / "show" / "self.mp4").symlink_to("self.mp4")
+    (root / "gone.mp4").symlink_to("nothing.mp4")
+    collection = read_collection(root, TINY)
+    assert collection.names == ["film.mp4", "linked", "show"]
+    assert collection.counts == [2, 2, 2]
+
+
+def test_a_file_that_cannot_be_read_is_skipped(tmp_path):
+    """A broken disc answers like a process's memory at address 0. Root may read a locked file."""
+    write_film(tmp_path / "good.mp4", 4)
+    locked = write_film(tmp_path / "locked.mp4", 4)
+    locked.chmod(0)
+    (tmp_path / "broken.mp4").symlink_to("/proc/self/mem")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    collection = read_collection(tmp_path, TINY)
+    reasons = reasons_of(collection)
+    if os.access(locked, os.R_OK):
+        assert collection.names == ["good.mp4", "locked.mp4"]
+    else:
+        assert collection.names == ["good.mp4"] and "denied" in reasons["locked.mp4"]
+    assert reasons["pipe.mp4"] == "not a file"
+    assert reasons["broken.mp4"]
+
+
+REFERENCES = {
+    "playlist.mp4": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:5\n#EXTINF:4,\n"
+    "{there}\n#EXT-X-ENDLIST\n",
+    "playlist.ts": "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:4,\n{there}\n#EXT-X-ENDLIST\n",
+    "script.mkv": "ffconcat version 1.0\nfile '{there}'\n",
+    "session.mp4": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    "a=control:{there}\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    "dash.mp4": '<?xml version="1.0"?>\n'
+    '<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>'
+    '<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1">'
+    "<BaseURL>{there}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+    "asx.wmv": "[Reference]\nRef1={there}\n",
+    "rtsp.mp4": "RTSPtext\nrtsp://127.0.0.1/x\n",
+    "image.mkv": "<svg xmlns='http://www.w3.org/2000/svg' width='64' height='48'>"
+    "<image href='{there}'/></svg>",
+}
+
+
+@pytest.fixture(scope="session")
+def other_film(tmp_path_factory):
+    return write_film(tmp_path_factory.mktemp("other") / "other.ts", 4)
+
+
+@pytest.mark.parametrize("where", ["file", "path", "http"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_text_that_refers_to_another_file_is_refused(tmp_path, other_film, name, where):
+    """A film must not make its reader fetch another: of this machine's, or of the network's."""
+    other = shutil.copy(other_film, tmp_path / "other.ts")
+    with served(tmp_path) as (url, asked):
+        there = {"file": "other.ts", "path": str(other), "http": f"{url}/other.ts"}[where]
+        (tmp_path / name).write_text(REFERENCES[name].format(there=there))
+        with pytest.raises(BadInput, match="not a media file"):
+            Reader(tmp_path / name)
+        collection = read_collection(tmp_path, TINY)
+        assert collection.names == ["other.ts"] and len(collection.skipped) == 1
+        assert not asked
+
+
+def test_a_list_names_paths_and_urls_and_a_show_is_a_line(tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    for name, seconds in (("a.mp4", 7), ("b.mkv", 4), ("c.mp4", 10)):
+        write_film(films / name, seconds=seconds)
+    with served(films) as (url, asked):
+        lines = ["films/a.mp4", "", f"films/b.mkv\t{url}/c.mp4"]
+        lines += [f"{url}/none.mp4", "films/none.mp4", ""]
+        (tmp_path / "LIST.txt").write_text("\n".join(lines))
+        titles = Titles(tmp_path / "LIST.txt", Format())
+        assert titles.names == ["films/a.mp4", f"films/b.mkv\t{url}/c.mp4"]
+        assert titles.counts == [2, 1 + 3]
+        assert [Path(path).name for path, _ in titles.skipped] == ["none.mp4"] * 2
+        assert "No such file" in titles.skipped[1][1]
+        assert onset(titles[1, 3, None]["waveform"]) == pytest.approx(8.0 - 6.4, abs=0.02)
+        remote, local = titles[1, 2, None], Titles(films, Format())[2, 1, None]
+        assert remote["video"].equal(local["video"])
+        assert remote["waveform"].equal(local["waveform"])
+        assert "/c.mp4" in asked
+
+
+def test_the_index_probes_a_file_once_until_it_changes(tmp_path, monkeypatch):
+    for name in ("a.mp4", "b.mp4"):
+        write_film(tmp_path / name, seconds=4)
+    (tmp_path / "text.mp4").write_text("not a film")
+    probed, probe = [], media.collection.probe
+
+    def noted(path, language):
+        probed.append(Path(path).name)
+        return probe(path, language)
+
+    monkeypatch.setattr(media.collection, "probe", noted)
+    first = read_collection(tmp_path, TINY)
+    assert sorted(probed) == ["a.mp4", "b.mp4", "text.mp4"]
+    again = read_collection(tmp_path, TINY)
+    assert probed[3:] == ["text.mp4"]  # what failed may be fixed by now
+    assert again.parts == first.parts
+    write_film(tmp_path / "b.mp4", seconds=8)
+    assert read_collection(tmp_path, TINY).counts == [2, 5]
+    assert sorted(probed[4:]) == ["b.mp4", "text.mp4"]
+
+
+# --------------------------------------------------------------------------------------------
+# Labels: the lists that the labelled sets are published with
+# --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "read, file",
+    [(ucf101, "classInd.txt"), (hmdb51, "_test_split1.txt"), (esc50, "esc50.csv")],
+)
+def test_missing_sets_are_answered_with_their_layout(tmp_path, read, file):
+    with pytest.raises(BadInput, match=file):
+        read(tmp_path, 1, True)
+
+
+def test_hmdb51_splits_are_read_as_published(tmp_path):
+    splits = tmp_path / "testTrainMulti_7030_splits"
+    splits.mkdir()
+    for name in ("brush_hair", "wave"):
+        lines = [f"{name}_{i}.avi {i % 3} \n" for i in range(9)]
+        (splits / f"{name}_test_split2.txt").write_text("".join(lines))
+    train, names = hmdb51(tmp_path, 2, True)
+    test, _ = hmdb51(tmp_path, 2, False)
+    assert names == ["brush_hair", "wave"]
+    folder = tmp_path / "hmdb51_org/brush_hair"
+    assert train[:2] == [(folder / f"brush_hair_{i}.avi", 0) for i in (1, 4)]
+    waves = [path.name for path, label in test if label == 1]
+    assert waves == ["wave_2.avi", "wave_5.avi", "wave_8.avi"]
+
+
+# --------------------------------------------------------------------------------------------
+# Toy world
+# --------------------------------------------------------------------------------------------
+
+
+def test_toy_world_is_media_files_in_the_published_layouts(toy):
+    films = read_collection(toy / "films", TINY)
+    assert films.counts == [24] * 8 and not films.skipped
+    reader = Reader(toy / "films" / films.names[0])
+    assert reader.video.codec_context.name == "h264" and reader.audio is not None
+    for split in (1, 2, 3):
+        train, names = ucf101(toy / "action", split, True)
+        test, _ = ucf101(toy / "action", split, False)
+        assert (len(names), len(train), len(test)) == (10, 40, 20)
+        assert not set(train) & set(test)
+        assert all(path.parent.name == names[label] for path, label in train + test)
+    for fold in range(1, 6):
+        train, names = esc50(toy / "sound", fold, True)
+        test, _ = esc50(toy / "sound", fold, False)
+        assert len(names) == 10 and len(train) + len(test) == 60
+        assert not set(train) & set(test)
+        assert all(path.stem.endswith(f"-A-{label}") for path, label in train + test)
+
+
+def make_small_toy(root, seed):
+    """Render a world of two films. Returns {path in it: its bytes}."""
+    media.toy.make_toy(root, seed=seed, titles=2, snippets=6, clips=(1, 1))
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {path.relative_to(root): path.read_bytes() for path in files}
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    first = make_small_toy(tmp_path / "a", seed=0)
+    second = make_small_toy(tmp_path / "b", seed=0)
+    other = make_small_toy(tmp_path / "c", seed=1)
+    assert first == second
+    films = [path for path in first if path.parts[0] == "films"]
+    assert len(films) == 2
+    assert all(first[path] != other[path] for path in films)
+
+
+def spread_of_colours(plan, strength):
+    """How much the mean colours of six films of one plan differ."""
+    colours = []
+    for seed in range(6):
+        frames, _ = media.toy.render_film(np.random.default_rng(seed), plan, strength)
+        colours.append(frames.mean((0, 1, 2)))
+    return np.std(colours, axis=0).mean()
+
+
+def test_artefacts_are_what_betrays_a_title(monkeypatch):
+    plan = media.toy.plan_film(np.random.default_rng(0), 16)
+    assert spread_of_colours(plan, 0.7) > 2 * spread_of_colours(plan, 0.0)
+
+
+def test_the_command_line_of_the_toy_world_reaches_its_renderer(monkeypatch):
+    made = []
+
+    def noted(root, seed, artefacts, titles, snippets, clips):
+        made.append((root, seed, artefacts, titles, snippets, tuple(clips)))
+
+    monkeypatch.setattr(media.__main__, "make_toy", noted)
+    flags = "--seed 3 --artefacts 0.7 --titles 2 --snippets 5 --clips 4 2".split()
+    for argv in (["W"], ["W", *flags]):
+        media.__main__.main(media.__main__.parse_args(["toy", *argv]))
+    assert made == [("W", 0, 0.5, 64, 128, (20, 40)), ("W", 3, 0.7, 2, 5, (4, 2))]
+
+
+def test_an_occupied_folder_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    assert "not empty" in refused("media", "toy", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# --------------------------------------------------------------------------------------------
+# Preparing a collection
+# --------------------------------------------------------------------------------------------
+
+
+def prepare(source, target, *flags):
+    """Run the command, which must succeed. Returns what it printed."""
+    status, printed, errors = run_script("media", "prepare", source, target, *flags)
+    assert not status, errors
+    return printed
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """(a collection of three files in two titles, the same prepared, what was printed)."""
+    root = tmp_path_factory.mktemp("prepare")
+    raw, show = root / "raw", root / "raw" / "show"
+    show.mkdir(parents=True)
+    size = (160, 120)
+    write_film(raw / "film.mp4", seconds=40, size=size, start=1.0)
+    write_film(show / "e1.mkv", seconds=11, size=size, audio="libopus", rate=48000)
+    write_film(show / "e2.avi", seconds=15, size=size, video="mpeg4", audio="libmp3lame")
+    write_film(show / "e3.mp4", seconds=1)
+    (raw / "text.mp4").write_text("not a film")
+    printed = prepare(raw, root / "ready", "--short-side", 60, "--workers", 2)
+    return raw, root / "ready", printed
+
+
+def test_prepared_titles_are_the_same_snippets(prepared):
+    raw, ready, printed = prepared
+    fmt = Format(short_side=60, crop=60)
+    before, after = Titles(raw, fmt), Titles(ready, fmt)
+    assert after.names == ["film.mp4.mkv", "show"]
+    assert after.counts == before.counts == [12, 3 + 4]
+    assert f"skipped {raw}/text.mp4: not a media file" in printed
+    assert "e3.mp4: shorter than a snippet of 3.2 s" in printed
+    front_end = AudioFrontEnd(fmt)
+    late, alike = [], []
+    for n, M in enumerate(before.counts):
+        for m in range(M):
+            a, b = before[n, m, None], after[n, m, None]
+            assert (a["video"].float() - b["video"].float()).abs().mean() < 1, (n, m)
+            late.append(abs(onset(a["waveform"]) - onset(b["waveform"])))
+            log_mels = [front_end.log_mel(x["waveform"][None]).flatten() for x in (a, b)]
+            alike.append(np.corrcoef(*log_mels)[0, 1])
+    assert np.median(late) < 0.001 and np.median(alike) > 0.99
+    # A file's very first block of sound lies before its first key frame.
+    assert max(late) < 0.035 and min(alike) > 0.9
+
+
+def test_a_prepared_file_has_a_group_of_pictures_a_snippet(prepared):
+    _, ready, _ = prepared
+    keys = []
+    with av.open(str(ready / "film.mp4.mkv")) as file:
+        for packet in file.demux(video=0):
+            if packet.size and packet.is_keyframe:
+                keys.append(float(packet.pts * packet.time_base))
+    assert np.diff(keys[1:]) == pytest.approx(3.2)
+
+
+def times_of(folder, pattern="*.mkv"):
+    """{path: when it was written} of the files below a folder."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob(pattern)}
+
+
+def test_preparing_again_does_nothing_over_and_shares_are_disjoint(prepared, tmp_path):
+    raw, ready, _ = prepared
+    before = times_of(ready)
+    assert "0 files, and 3 done before" in prepare(raw, ready, "--short-side", 60)
+    assert times_of(ready) == before and len(before) == 3
+    shares = []
+    for i in (1, 2):
+        prepare(raw, tmp_path, "--short-side", 60, "--shard", f"{i}/2")
+        shares.append({path.relative_to(tmp_path) for path in tmp_path.rglob("*.mkv")})
+    assert len(shares[0]) in (1, 2) and shares[0] < shares[1]
+    assert shares[1] == {path.relative_to(ready) for path in before}
+
+
+def test_what_preparing_refuses(prepared, tmp_path):
+    raw, ready, _ = prepared
+    before = times_of(ready)
+    error = refused("media", "prepare", raw, ready, "--short-side", 120)
+    assert "was prepared with" in error and "name another folder" in error
+    assert "lies in" in refused("media", "prepare", raw, raw / "ready")
+    error = refused("media", "prepare", raw, tmp_path, "--shard", "3/2")
+    assert "--shard 3/2: must be i/n" in error
+    # A second source would mix its titles with those of the first, under the same names.
+    (tmp_path / "second").mkdir()
+    write_film(tmp_path / "second" / "film.mp4", seconds=4)
+    error = refused("media", "prepare", tmp_path / "second", ready, "--short-side", 60)
+    assert str(raw) in error and "name another folder" in error
+    assert times_of(ready) == before
+
+
+def test_a_kill_while_preparing_loses_nothing_and_nothing_is_done_again(tmp_path):
+    raw, ready = tmp_path / "raw", tmp_path / "ready"
+    raw.mkdir()
+    write_film(raw / "f0.mkv", seconds=66, fps=5, gop=5)
+    for i in (1, 2):
+        os.link(raw / "f0.mkv", raw / f"f{i}.mkv")
+    flags = ["--workers", "1", "--short-side", "40"]
+    command = [sys.executable, "-m", "media", "prepare", raw, ready, *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    while not list(ready.glob(".f*.mkv.mkv.*")) or not list(ready.glob("f*.mkv")):
+        assert process.poll() is None  # it is in the middle of the second file
+        sleep(0.005)
+    process.kill()
+    process.communicate(timeout=60)  # ends when its reading process, too, is gone
+    finished = times_of(ready, "f*.mkv")
+    assert 1 <= len(finished) <= 2
+    prepare(raw, ready, *flags)
+    after = times_of(ready, "f*.mkv")
+    assert len(after) == 3 and finished.items() <= after.items()
+    assert not list(ready.glob(".f*"))
+    assert read_collection(ready, Format()).counts == [20] * 3
+    assert read_collection(raw, Format()).counts == [20] * 3
+
+
+def lost_of(titles):
+    """How many snippets of the only title cannot be read."""
+    lost = [m for m in range(titles.counts[0]) if titles[0, m, (m,)]["failures"]]
+    return len(lost)
+
+
+@pytest.mark.parametrize("share", [(0.5, 0.6), (0.52, 0.55)])
+def test_damage_is_left_out_of_what_is_prepared(tmp_path, share):
+    """Also that of one snippet, which is little beside the many that are read at a time."""
+    raw, ready = tmp_path / "raw", tmp_path / "ready"
+    raw.mkdir()
+    damage(write_film(raw / "film.mkv", seconds=60, audio="flac"), share)
+    printed = prepare(raw, ready)
+    before, after = Titles(raw, Format()), Titles(ready, Format())
+    lost = lost_of(before)
+    assert 1 <= lost <= 6 and f"{lost} damaged snippets skipped" in printed
+    assert after.counts == [before.counts[0] - lost]
+    assert lost_of(after) == 0
+
+
+def test_prepared_titles_of_a_list_keep_its_order_and_stay_apart(tmp_path):
+    """Two shows whose episodes have the same names, a film, and a folder with nothing in it."""
+    source, ready = tmp_path / "LIST.txt", tmp_path / "ready"
+    for name in ("Lost/e1.mp4", "Lost/e2.mp4", "Alf/e1.mkv", "Alf/e2.mkv", "Zulu.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_film(tmp_path / name, seconds=8 if "Lost" in name else 4)
+    (tmp_path / "empty").mkdir()
+    source.write_text("Zulu.mp4\nLost/e1.mp4\tLost/e2.mp4\nempty\nAlf\n")
+    printed = prepare(source, ready, "--short-side", 40)
+    assert "skipped empty: no media files in it" in printed
+    collection = read_collection(ready, Format())
+    assert collection.names == ["0000 Zulu.mp4.mkv", "0001 e1.mp4", "0003 Alf"]
+    assert collection.counts == [1, 2 + 2, 1 + 1]
+    assert read_collection(source, Format()).counts == collection.counts
+    source.write_text("Alf\nAlf/e1.mkv\n")
+    error = refused("media", "prepare", source, tmp_path / "other", "--short-side", 40)
+    assert "e1.mkv: twice in " in error
+
+
+def squares(height, width):
+    """A chessboard of 8 x 8 pixels, RGB (height, width, 3)."""
+    board = np.add.outer(np.arange(height) // 8, np.arange(width) // 8) % 2
+    return np.uint8(255 * board)[..., None].repeat(3, 2)
+
+
+def test_a_picture_that_changes_shape_is_prepared_without_distortion(tmp_path):
+    """Squares of a broadcast that goes from 16:9 to 4:3 stay squares, and are larger there."""
+    raw, ready = tmp_path / "raw", tmp_path / "ready"
+    raw.mkdir()
+    content = b""
+    for width, start in ((320, 2), (240, 18)):
+        how = dict(size=(width, 180), image=squares(180, width), start=start)
+        part = write_film(tmp_path / "part.ts", 16, audio="ac3", rate=48000, **how)
+        content += part.read_bytes()
+    (raw / "film.ts").write_bytes(content)
+    prepare(raw, ready, "--short-side", 120)
+    titles = Titles(ready, Format(short_side=120, crop=120))
+    cycles = []  # in 120 pixels, down and across
+    for m in (1, titles.counts[0] - 2):
+        sample = titles[0, m, None]
+        picture = sample["video"].float().mean((0, 1))
+        spectrum = np.abs(np.fft.fft2(picture - picture.mean()))[1:30, 1:30]
+        down, across = np.unravel_index(spectrum.argmax(), spectrum.shape)
+        cycles.append((down + 1, across + 1))
+        assert not sample["failures"]
+    (high, wide), (higher, wider) = cycles
+    assert high == wide and abs(higher - wider) <= 1 and wider < wide
+
+
+def test_loud_sound_is_clipped_and_does_not_wrap(tmp_path):
+    """A decoder's floats go beyond 1 where a recording is loud."""
+    path, fmt = tmp_path / "film.mp4", Format(frames=16, rate=16000)
+    time = np.arange(2 * fmt.samples) / fmt.rate
+    sound = 1.5 * np.sin(2 * np.pi * 440 * time).astype(np.float32)
+    pieces = [(np.zeros((32, 40, 40, 3), np.uint8), sound)]
+    write_media(path, pieces, fmt, ("libx264", {}), ("flac", {}))
+    _, heard = Reader(path).read((), 0.0, len(sound), 16000)
+    assert np.abs(heard - sound.clip(-1, 1)).max() < 1e-3
+
+
+def test_preparing_ends_at_all_of_its_hours_without_a_warning(tmp_path):
+    """Hours of film that are added one by one may end a little above their sum."""
+    (tmp_path / "raw").mkdir()
+    for i in range(6):
+        write_film(tmp_path / "raw" / f"f{i}.mkv", seconds=3.3 + i / 7, fps=7, rate=8000)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prepare(tmp_path / "raw", tmp_path / "ready", "--short-side", 40)
+    assert not [warning for warning in caught if issubclass(warning.category, TqdmWarning)]
+
+
+# --------------------------------------------------------------------------------------------
+# Checking a collection
+# --------------------------------------------------------------------------------------------
+
+
+def test_check_reports_what_is_there(prepared):
+    raw, _, _ = prepared
+    status, printed, errors = run_script("media", "check", raw, "--batch-size", 4)
+    assert not status, errors
+    assert "h264 160x120 25/s" in printed and "aac 44100 Hz stereo" in printed
+    assert "text.mp4: not a media file" in printed
+    assert "2 titles, 0.0 h, 19 snippets of 3.2 s, 4 steps an epoch" in printed
+    assert "2 files skipped" in printed
+
+
+def test_check_reports_what_short_segments_lose(tmp_path):
+    """Of segments of 5 s, as HLS has them, a third is lost: a snippet lasts 3.2 s."""
+    show = tmp_path / "films" / "show"
+    show.mkdir(parents=True)
+    write_film(show / "s0.ts", seconds=5)
+    for i in (1, 2, 3):
+        shutil.copy(show / "s0.ts", show / f"s{i}.ts")
+    _, printed, _ = run_script("media", "check", tmp_path / "films")
+    [line] = [line for line in printed.splitlines() if "%" in line]
+    # Of 20 s, 4 snippets of 3.2 s are left.
+    assert line.startswith("show: 36 %") and "join them" in line
+    write_film(tmp_path / "films" / "film.mp4", seconds=64)
+    shutil.rmtree(show)
+    _, printed, _ = run_script("media", "check", tmp_path / "films")
+    assert "%" not in printed
+
+
+def test_check_refuses_a_list_of_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "LIST.txt").write_text("empty\n")
+    error = refused("media", "check", tmp_path / "LIST.txt")
+    assert "none of its 1 files can be used; empty: no media files in it" in error
+
+
+# --------------------------------------------------------------------------------------------
+# Scenes
+# --------------------------------------------------------------------------------------------
+
+
+def true_scenes(world):
+    """For each film of a toy world the snippets with which a scene begins, but for the first."""
+    begins, before = {}, (None, None)
+    for line in (world / "truth.csv").read_text().splitlines()[1:]:
+        title, snippet, scene = (int(cell) for cell in line.split(",")[:3])
+        begins.setdefault(title, set())
+        if before[0] == title and before[1] != scene:
+            begins[title].add(snippet)
+        before = (title, scene)
+    return [begins[title] for title in sorted(begins)]
+
+
+def test_scenes_of_the_toy_world_are_found(tmp_path):
+    media.toy.make_toy(tmp_path / "toy", seed=7, titles=6, snippets=96, clips=(1, 0))
+    titles = Titles(tmp_path / "toy" / "films", TINY, scenes=True)
+    found = [set(np.cumsum(lengths)[:-1].tolist()) for lengths in titles.scenes]
+    true = true_scenes(tmp_path / "toy")
+    right = sum(len(a & b) for a, b in zip(found, true))
+    there, drawn = sum(map(len, true)), sum(map(len, found))
+    assert there > 30 and right >= 0.85 * drawn and right >= 0.85 * there
+    assert [sum(lengths) for lengths in titles.scenes] == titles.counts
+    assert titles.subset([2, 4]).scenes[1] == titles.scenes[4]
+    assert Titles(tmp_path / "toy" / "films", TINY).subset([0]).scenes is None
+
+
+@pytest.fixture
+def searched(monkeypatch):
+    """The names of the files that were searched for scenes, in order."""
+    names, in_own_process = [], media.collection.in_own_process
+
+    def noted(work, path, *args):
+        names.append(Path(path).name)
+        return in_own_process(work, path, *args)
+
+    monkeypatch.setattr(media.collection, "in_own_process", noted)
+    return names
+
+
+def test_scenes_are_found_once_until_the_file_changes(tmp_path, searched):
+    films = tmp_path / "films"
+    (films / "show").mkdir(parents=True)
+    for i, name in enumerate(("film.mp4", "show/e1.mp4", "show/e2.mp4")):
+        write_film(films / name, seconds=8 + i)
+    first = Titles(films, TINY, scenes=True)
+    assert sorted(searched) == ["e1.mp4", "e2.mp4", "film.mp4"]
+    assert first.counts == [5, 5 + 6]
+    assert [sum(lengths) for lengths in first.scenes] == first.counts
+    assert len(first.scenes[1]) >= 2  # an episode ends a scene
+    write_film(films / "film.mp4", seconds=12)
+    assert sum(Titles(films, TINY, scenes=True).scenes[0]) == 7
+    assert searched[3:] == ["film.mp4"]
+
+
+def test_scenes_found_before_an_interruption_are_kept(tmp_path, monkeypatch, searched):
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        write_film(tmp_path / name, seconds=7)
+    search = media.collection.in_own_process
+
+    def interrupted(work, path, *args):
+        if path.endswith("c.mp4"):
+            raise KeyboardInterrupt
+        return search(work, path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media.collection, "in_own_process", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Titles(tmp_path, TINY, scenes=True)
+    assert sorted(searched) == ["a.mp4", "b.mp4"]
+    assert Titles(tmp_path, TINY, scenes=True).scenes == [[4]] * 3
+    assert searched[2:] == ["c.mp4"]
+
+
+def test_scenes_of_a_damaged_film_still_add_up(tmp_path):
+    damage(write_film(tmp_path / "film.mkv", seconds=60, audio="flac"), (0.5, 0.6))
+    titles = Titles(tmp_path, TINY, scenes=True)
+    assert sum(titles.scenes[0]) == titles.counts[0] == 37
+    assert lost_of(titles) > 0
+
+
+def test_novelty_peaks_where_a_scene_begins():
+    rng = np.random.default_rng(0)
+    places, lengths = rng.normal(size=(4, 2, 20)), [12, 5, 30, 9]
+    features = []
+    for kind in (0, 1):
+        scenes = np.repeat(places[:, kind], lengths, axis=0)
+        features.append(scenes + 0.3 * rng.normal(size=(56, 20)))
+    novelty = measure_novelty(*features)
+    assert pick_peaks(novelty) == [12, 17, 47]
+    assert novelty[[12, 17, 47]].min() > 2 * novelty[30]
+    plateau = np.array([0, 0, 0, 0.5, 0.5, 0.5, 0.1, 0, 0])
+    assert pick_peaks(plateau) == [3]  # of equals the first
+    assert pick_peaks(measure_novelty(np.ones((20, 3)), np.zeros((20, 2)))) == []
+    assert pick_peaks(measure_novelty(np.ones((1, 3)), np.zeros((1, 2)))) == []
