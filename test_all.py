@@ -250,15 +250,21 @@ def test_no_two_draws_share_their_numbers():
 
 
 def test_epochs_differ_and_a_seed_repeats():
-    def epoch_of(seed=0, epoch=0):
-        batches = HierarchicalSampler([100] * 10, 16, 4, seed=seed)
+    def epoch_of(seed=0, epoch=0, titles=10):
+        batches = HierarchicalSampler([100] * titles, 16, 4, seed=seed)
         batches.set_epoch(epoch)
         return [pairs(batch) for batch in batches]
+
+    def titles_of(batches):
+        return [[n for n, _ in batch] for batch in batches]
 
     first, second = epoch_of(), epoch_of(epoch=1)
     assert first == epoch_of() != epoch_of(seed=1)
     assert not any(a == b for a, b in zip(first, second))
     assert len(first) == 1000 // 16
+    # Other titles; and other snippets, where there is one title only.
+    assert titles_of(first) != titles_of(second)
+    assert epoch_of(titles=1) != epoch_of(titles=1, epoch=1)
 
 
 def test_the_position_is_saved_and_restored():
@@ -1201,8 +1207,6 @@ def test_a_run_counts_what_it_replaces_and_stops_when_it_is_too_much(toy, tmp_pa
 def first_step(toy, args, gather):
     """Loss and gradient norm of step 0, as one process gets them from the two shares in turn."""
     titles, _ = Titles(toy / "films", TINY).split(args.held_out, args.seed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as each of the two has, so that sums are taken in the same order
     torch.manual_seed(args.seed)
     model = models.AudioVisualModel(args.width)
     video_front, audio_front = VideoFrontEnd(args.jitter), AudioFrontEnd(TINY)
@@ -1224,7 +1228,6 @@ def first_step(toy, args, gather):
     else:
         total = sum(losses) / 2
     total.backward()
-    torch.set_num_threads(threads)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), torch.inf)
     return total.item(), norm.item()
 

@@ -1,6 +1,6 @@
 """Reading, collections, labels, the toy world, preparing, checking and scenes.
 
-    python -m pytest -q media                      a minute and a half on two cores
+    python -m pytest -q media                      about a minute on two cores
     python -m pytest -q media -k "step or damaged"
 
 The films are made here by FFmpeg's encoders (harness/fixtures.py) and read back through the
