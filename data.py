@@ -1,6 +1,6 @@
-"""From the files of a title to the tensors that the networks get, in the order of a batch.
+"""From the files of a title to the tensors that the networks get, in the order of the way.
 
-    sample (title n, snippet m, key)
+    sample (title n, snippet m, key), from the sampler
       --> worker       Titles           video uint8 (3, T, H, W), waveform float (S,)
       --> DataLoader   collate          video (B, 3, T, H, W), waveform (B, S)
       --> device       VideoFrontEnd    video float (B, 3, T, H, W), normalised
@@ -10,11 +10,16 @@
     S    samples of sound, at `rate` Hz   H, W    pixels of the crop
     P    mel filters                      Q       audio frames, `hop` samples apart
 
-Pixels are RGB, 0 to 255. A waveform is mono, and its full scale is -1 to 1. A spectrogram is of
-power, and its logarithm is natural. The paper's snippet has T = 16, H = W = 158, S = 153600,
-P = 96, Q = 301; the toy's has T = 8, H = W = 28, S = 25600, P = 64, Q = 101 (`--toy`).
+Pixels are RGB, 0 to 255. A waveform is mono; its full scale is -1 to 1, which loud sound may
+exceed. A spectrogram is of power, and its logarithm is natural. The networks get video of about
+-1.9 to 2.9, and audio of mean 0 and spread 1. The paper's snippet has T = 16, H = W = 158,
+S = 153600, P = 96, Q = 301; the toy's has T = 8, H = W = 28, S = 25600, P = 64, Q = 101.
 
-The labelled sets, for fine-tuning, are at the end. Reading media is `media/`.
+What is random is drawn by `rng_of(key, STREAM)`, a generator of this key and this purpose alone.
+What happens to a sample when it is read, by the sample's key: (seed, epoch, step, place in the
+global batch). What the front-ends do, by the key of a batch: (seed, epoch, step, rank).
+
+The labelled sets, for fine-tuning, are at the end. `media/` opens and decodes the files.
 """
 
 import contextlib
@@ -56,10 +61,10 @@ class Titles(Dataset):
     source    a folder, or a list LIST.txt: see `media.collection.list_titles`
     fmt       what a snippet is made of, a `media.format.Format`
     language  the audio track to prefer, as the files tag it ("eng", "deu")
-    scenes    find the scenes of each title too
+    scenes    whether to find the scenes of each title too
 
     names[n]    the name of title n
-    counts[n]   M_n, the number of its whole snippets, which its video and its sound both last
+    counts[n]   M_n, the number of whole snippets that its video and its sound both cover
     scenes[n]   the lengths of its scenes, in snippets and in order; `scenes` is None without them
     skipped     [(path, why)] of the files that cannot be used
 
@@ -70,11 +75,11 @@ class Titles(Dataset):
         title      n, or another title where a whole title could not be read
         failures   a line for each snippet that could not be read and was replaced
 
-    The crop is drawn from the key, a tuple of integers; it is central if the key is None. Raises
-    BadInput for a source without titles, and when nothing at all can be read any more.
+    The crop is drawn from the key of the sample, and is central if the key is None. Raises
+    BadInput for a source without titles, and after nine snippets in a row that cannot be read.
     """
 
-    RETRIES = 4  # snippets of the same title, and then of any title, that may replace a snippet
+    RETRIES = 4  # this many snippets of the same title may replace one, then as many of any title
 
     def __init__(self, source, fmt, language=None, quiet=True, scenes=False):
         collection = read_collection(source, fmt, language, quiet)
@@ -89,9 +94,7 @@ class Titles(Dataset):
         if scenes:
             log_mel = functools.partial(log_mel_on_one_thread, fmt=fmt)
             lengths = index_scenes(self.parts, source, fmt, log_mel, language, quiet)
-            self.scenes = [
-                [length for path, *_ in files for length in lengths[path]] for files in self.parts
-            ]
+            self.scenes = [sum((lengths[path] for path, *_ in part), []) for part in self.parts]
 
     def subset(self, titles):
         """The same collection with these titles only, renumbered from 0."""
@@ -110,7 +113,8 @@ class Titles(Dataset):
         N = len(self)
         order = rng_of((seed, N), HELD_OUT).permutation(N)
         number = min(N - 1, round(N * held_out))
-        return self.subset(sorted(order[number:])), self.subset(sorted(order[:number]))
+        held_out, training = sorted(order[:number]), sorted(order[number:])
+        return self.subset(training), self.subset(held_out)
 
     def __len__(self):
         return len(self.names)
@@ -139,9 +143,9 @@ class Titles(Dataset):
         )
 
     def candidates(self, n, m, key):
-        """Yield the snippet, then those that may replace it, which are drawn from its key.
+        """Yield the snippet, then its replacements, drawn from its key: first of its own title.
 
-        They are first of its own title, and then, since a whole file may be lost, of any title.
+        The last ones are of any title, since a whole file may be lost.
         """
         yield n, m
         rng = rng_of((n, m) if key is None else key, REPLACEMENT)
@@ -181,7 +185,7 @@ class Titles(Dataset):
         raise IndexError(f"title {n} has {self.counts[n]} snippets")
 
     def open(self, path):
-        """The reader of a file, which stays open, because the next snippets are often of it too."""
+        """The reader of a file. It stays open: the next snippet is often in the same file."""
         reader = self.reader
         # After a fork, two processes would share one position in the file.
         if reader is None or reader.path != path or reader.process != os.getpid():
@@ -215,16 +219,16 @@ def collate(samples):
 
 
 class VideoFrontEnd(nn.Module):
-    """uint8 (B, 3, T, H, W) -> normalised float (B, 3, T, H, W).
+    """uint8 (B, 3, T, H, W) -> float (B, 3, T, H, W): RGB / 255, less MEAN, divided by STD.
 
-    With a key, in training, one draw a sample decides on its jitter and on its flip.
+    With a batch key, in training, each sample has its own jitter and its own flip.
 
     jitter  sigma of the colour jitter (4.2): brightness, contrast and saturation, in this order
             (our choice), are multiplied by factors from U[max(0, 1 - sigma), 1 + sigma]
     flip    mirror half of the samples
     """
 
-    # Those of Kinetics-400, as torchvision has them, so that weights can be exchanged (our choice).
+    # Mean and spread of Kinetics-400, as in torchvision, so that weights fit both (our choice).
     MEAN = (0.43216, 0.394666, 0.37645)
     STD = (0.22803, 0.22145, 0.216989)
 
@@ -235,10 +239,10 @@ class VideoFrontEnd(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
 
-    def forward(self, video, key=None):
+    def forward(self, video, batch_key=None):
         x = video.float() / 255  # (B, 3, T, H, W) in [0, 1]
-        if key is not None:
-            x = self.augment(x, rng_of(key, COLOUR))
+        if batch_key is not None:
+            x = self.augment(x, rng_of(batch_key, COLOUR))
         return (x - self.mean) / self.std
 
     def augment(self, x, rng):
@@ -269,14 +273,14 @@ def gray(x):
 class AudioFrontEnd(nn.Module):
     """Waveforms (B, S) -> standardised log-mel (B, 1, P, Q).
 
-    The log-mel is ln(mel + 1e-6) of the power spectrogram (our choice: 4.1 says mel). It is
-    standardised by `mean` and `std`, constants of the training sound (`measure`) that are kept
-    in the checkpoint. With a key, in training, bands drop out: they are filled with the mean.
+    The log-mel is ln(mel + 1e-6) of the power spectrogram (our choice: the paper says mel). It
+    is standardised by `mean` and `std`, constants of the training sound (`measure`) that the
+    checkpoint keeps. With a batch key, in training, bands drop out: the mean fills them.
 
-    drop  the widest band, as a share of its axis; a band's width is U(0, drop) of the axis
-    both  drop a band of both axes, as on ESC-50, where `drop` is 0.5; else of one axis, by coin
-          flip (our reading of "from either temporal or frequency axis"), as in pretraining,
-          where `drop` is 0.25 (4.1)
+    drop  greatest width of a band, as a share of its axis; a width is U(0, drop) of the axis
+    both  True: a band of each axis, as on ESC-50, where `drop` is 0.5 (4.1). False: a band of
+          one axis, by coin flip, as in pretraining, where `drop` is 0.25 (our reading of "from
+          either temporal or frequency axis", 4.1)
     """
 
     def __init__(self, fmt, drop=0.25, both=False, mean=0.0, std=1.0):
@@ -290,11 +294,11 @@ class AudioFrontEnd(nn.Module):
         )
 
     @torch.no_grad()
-    def forward(self, waveform, key=None):
+    def forward(self, waveform, batch_key=None):
         with torch.autocast(waveform.device.type, enabled=False):  # bf16 would round the filters
             x = (self.log_mel(waveform) - self.mean) / self.std  # (B, P, Q)
-        if key is not None:
-            x = self.drop_bands(x, rng_of(key, BANDS))
+        if batch_key is not None:
+            x = self.drop_bands(x, rng_of(batch_key, BANDS))
         return x.unsqueeze(1)  # (B, 1, P, Q)
 
     def log_mel(self, waveform):
@@ -308,15 +312,16 @@ class AudioFrontEnd(nn.Module):
         else:
             drop_mels = rng.random(B) < 0.5
             drop_frames = ~drop_mels
-        mels = self.draw_bands(rng, P, drop_mels).to(x.device)  # (B, P)
-        x = x.masked_fill(mels[:, :, None], 0)
-        frames = self.draw_bands(rng, Q, drop_frames).to(x.device)  # (B, Q)
-        return x.masked_fill(frames[:, None, :], 0)
+        mel_mask = self.draw_bands(rng, P, drop_mels).to(x.device)  # (B, P)
+        x = x.masked_fill(mel_mask[:, :, None], 0)
+        frame_mask = self.draw_bands(rng, Q, drop_frames).to(x.device)  # (B, Q)
+        return x.masked_fill(frame_mask[:, None, :], 0)
 
     def draw_bands(self, rng, size, chosen):
         """bool (B, size): for each `chosen` sample a band, placed uniformly; no band for others."""
         B = len(chosen)
-        width = rng.uniform(0, self.drop, (B, 1)) * size * chosen[:, None]
+        share = rng.uniform(0, self.drop, (B, 1))
+        width = share * size * chosen[:, None]  # 0 where no band is dropped
         start = rng.random((B, 1)) * (size - width)
         centre = np.arange(size) + 0.5  # of each filter, or of each frame
         return torch.from_numpy((centre >= start) & (centre < start + width))
@@ -343,7 +348,7 @@ def front_end_state(fmt, video, audio):
 def log_mel_on_one_thread(waveforms, fmt):
     """float32 (c, S) -> log-mel (c, P, Q), as arrays: for `media.scenes`, which has no tensors.
 
-    It is called in processes of their own, one for each core, so each gets one thread.
+    It is called in one process for each core, so each process uses one thread.
     """
     torch.set_num_threads(1)
     return AudioFrontEnd(fmt).log_mel(torch.from_numpy(waveforms)).numpy()
@@ -361,9 +366,10 @@ class Labeled(Dataset):
     fmt    what a clip is made of
     clips  the number of clips of a test file, evenly spaced from its beginning to its end
 
-    Item (i, key): one clip, drawn from the key, for training -> (tensor, label). Item (i, None):
-    all V views of a test file -> ((V, ...), label). Raises BadInput for a file that the lists
-    name and that is not there, and for one that cannot be read.
+    A clip is a stretch of a file; a view is what a network gets of it: of a video, one of three
+    crops. Item (i, key), to train on: one clip, drawn from the key -> (tensor, label). Item
+    (i, None), to test: all V views of a file -> ((V, ...), label). Raises BadInput for a file
+    that the lists name and that is not there, and for one that cannot be read.
     """
 
     kind = None  # "video" or "audio", the stream that is read
@@ -390,7 +396,7 @@ class Labeled(Dataset):
             except av.error.FFmpegError as error:
                 raise BadInput(f"{path}: cannot be decoded ({error.strerror})") from error
 
-    def starts(self, start, end, key):
+    def clip_times(self, start, end, key):
         """The seconds at which clips begin: one at random, or `clips` of them, evenly spaced.
 
         In a file that is shorter than a clip, every clip begins at the start.
@@ -404,7 +410,8 @@ class Labeled(Dataset):
 class LabeledVideos(Labeled):
     """UCF101, HMDB51: uint8 (3, T, crop, crop) to train on, (3 * clips, 3, T, crop, crop) to test.
 
-    In training, the shorter side is uniform in `scale`, a pair of pixels, and the crop is random.
+    In training, the shorter side is uniform between the two numbers of `scale`, in pixels, and
+    the crop is random.
     In testing, each of the clips is cropped three times, at the shorter side of `fmt`: left,
     centre, right, or, if the video is upright, top, centre, bottom. A video that is shorter than
     a clip starts again from its beginning.
@@ -439,9 +446,9 @@ class LabeledVideos(Labeled):
         """
         start, end = reader.span(reader.video, exact=False)
         offsets = np.arange(self.fmt.frames) / self.fmt.fps
-        times = self.starts(start, end, key)[:, None] + offsets  # (clips, T)
+        times = self.clip_times(start, end, key)[:, None] + offsets  # (clips, T)
         length = max(end - start, 1 / self.fmt.fps)
-        times = start + (times - start) % length
+        times = start + (times - start) % length  # A short video starts again.
         shown, index = np.unique(times, return_inverse=True)
 
         def resize(frame):
@@ -467,7 +474,7 @@ class ESC50(Labeled):
         length = max(round((end - start) * rate), samples)
         _, waveform = reader.read((), start, length, rate)
         clips = []
-        for second in self.starts(0, end - start, key):
+        for second in self.clip_times(0, end - start, key):
             first = round(second * rate)
             clips.append(waveform[first : first + samples])
         if key is not None:

@@ -2,7 +2,7 @@
 
     python finetune.py --task toy-action --ckpt runs/toy-k16/checkpoint.pt    90 s on two CPU cores
     python finetune.py --task toy-action                                      from scratch
-    python finetune.py --task hmdb51 --ckpt runs/movies-k16/checkpoint.pt     one GPU of 100 GB
+    python finetune.py --task hmdb51 --ckpt runs/movies-k16/checkpoint.pt     one GPU (100 GB)
     torchrun --nproc_per_node 8 finetune.py --task ucf101 --split all --ckpt FILE      Table 5
 
 A run is a folder: result.json, confusion.png, split1.pt (the classifier), and log.jsonl (not of a
@@ -13,11 +13,9 @@ B clips; T frames of H x W pixels; S samples of sound; P mel filters; Q audio fr
 V views of a test file; D features.
 """
 
-import argparse
 import math
 import os
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -29,19 +27,19 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data import ESC50, AudioFrontEnd, LabeledVideos, VideoFrontEnd, front_end_state
-from harness.errors import BadInput, one_line_errors, refuse
-from harness.run import Processes, Run
+from harness.errors import BadInput, make_parser, one_line_errors
+from harness.run import Processes, Run, load_plain
 from media.format import ORDER, Format, rng_of
 from media.labels import LAYOUTS
-from models import NETWORKS
+from models import NETWORKS, AudioVisualModel
 
 # -------------------------------------------------------------------------------------------------
 # Arguments: a task is a row of defaults, which flags override
 #
-# sizes   crop, scale jitter, and shorter side in testing, in pixels; they are scaled in proportion
-#         for a checkpoint of another crop (7.2)
+# sizes   crop, scale jitter, and shorter side in testing, in pixels; if the crop of a checkpoint
+#         is another, they are scaled in proportion (7.2)
 # sound   the sound of pretraining, for a network that is trained from scratch
-# width   of that network; a checkpoint brings its own
+# width   of that network, too; a checkpoint brings its own
 # -------------------------------------------------------------------------------------------------
 
 PAPER = {
@@ -89,19 +87,16 @@ TASKS = {
     },
 }
 
-MAY_CHANGE = ("out", "workers")  # when a run is resumed
-BEFORE = {"clips": 10}  # what an argument meant in the runs that were made before it existed
+MAY_CHANGE = ("out", "workers")  # flags that may differ when a run is resumed
+BEFORE = {"clips": 10}  # the value of flags in runs that were made before they existed
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.error = refuse
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--task", required=True, choices=TASKS, help="4.1; the toy tasks are our choice")
     add("--ckpt", metavar="FILE", help="written by pretrain.py; default: train from scratch")
-    add("--data", metavar="DIR", help="the set as its authors publish it; default datasets/TASK")
+    add("--data", metavar="DIR", help="the set as its authors publish it; default in datasets/")
     add("--split", default="1", help="1 as in 4.2; all: the mean of 3 splits or 5 folds (Table 5)")
     add(
         "--probe",
@@ -116,18 +111,18 @@ def parse_args(argv=None):
     add(
         "--width",
         type=int,
-        help="channels of the first stage; default the checkpoint's, or 64 from scratch (4.1)",
+        help="channels of the first stage; default the checkpoint's; from scratch 64 (4.1), toy 16",
     )
-    add("--epochs", type=int, help="150 on UCF101, 200 on HMDB51 and ESC-50 (7.2)")
+    add("--epochs", type=int, help="150 on UCF101, 200 on HMDB51, ESC-50 (7.2); toy: 25, 20")
     add(
         "--batch-size",
         type=int,
         help="96, of all processes together (7.2); the incomplete last one of an epoch is dropped",
     )
     add("--lr", type=float, help="0.2, at the end of the warm-up, which starts at 0.001 (7.2)")
-    add("--warmup", type=int, help="25 epochs, linear (7.2); then a cosine to 0 (our choice)")
+    add("--warmup", type=int, help="25 epochs, linear, then a cosine (7.2), to 0 (our choice)")
     add("--weight-decay", type=float, default=1e-4, help="1e-4, with momentum 0.9 (7.2)")
-    add("--frames", type=int, help="32 frames at 10 fps; a sound lasts 3 s on ESC-50 (4.1)")
+    add("--frames", type=int, help="of a clip, 32 (4.1); frames / fps is the length of a sound")
     add("--fps", type=float, help="10 (4.1)")
     add("--crop", type=int, help="158 pixels (4.1); default the checkpoint's own (7.2)")
     add(
@@ -145,11 +140,32 @@ def parse_args(argv=None):
     add(
         "--clips", type=int, help="10 of a test file, each of a video in 3 crops (4.1); the toy's 2"
     )
-    add("--jitter", type=float, default=0.4, help="sigma of the colour jitter (our choice: 4.1)")
+    add("--jitter", type=float, default=0.4, help="sigma of the colour jitter (our choice)")
     add("--mask", type=float, default=0.5, help="longest mask of a sound in time and in mels (4.1)")
     known, _ = parser.parse_known_args(argv)
     parser.set_defaults(**TASKS[known.task]["flags"])
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.out is None:
+        args.out = f"runs/{run_name(args, parser)}"
+    return args
+
+
+def run_name(args, parser):
+    """The task, the folder of the checkpoint, and every flag that makes it another run."""
+    name = f"{args.task}-scratch"
+    if args.ckpt:
+        name = f"{args.task}-{Path(args.ckpt).resolve().parent.name}"
+    if args.probe:
+        name += "-probe"
+    for flag, value in vars(args).items():
+        if flag in ("task", "ckpt", "probe", *MAY_CHANGE) or value == parser.get_default(flag):
+            continue
+        if flag == "data":
+            value = f"-{Path(value).resolve().name}"
+        elif flag == "scale":
+            value = "{}-{}".format(*value)
+        name += f"-{flag.replace('_', '-')}{value}"
+    return name
 
 
 def check_args(args, task, world_size):
@@ -193,18 +209,18 @@ class Source:
     width       channels of its first stage
     weights     its state dict; empty from scratch
     front_end   what the front-ends must do, see `data.front_end_state`
-    origin      all this in words
-    measures    whether the front-end is measured on each training set: sound, from scratch
+    origin      where the weights come from, in words
+    standardise whether sound is standardised by each training set: from scratch only
     """
 
     def __init__(self, args, task):
         self.backbone = "audio" if task["layout"] == "esc50" else "video"
-        self.measures = self.backbone == "audio" and not args.ckpt
+        self.standardise = self.backbone == "audio" and not args.ckpt
         if args.ckpt:
             self.read(args.ckpt, args.width)
             return
         fmt = Format(crop=task["sizes"][0], **task["sound"])
-        self.network = {"video": "r2plus1d_18", "audio": "audio_resnet18"}[self.backbone]
+        self.network = AudioVisualModel.networks[self.backbone]
         self.width = args.width or task["width"]
         self.weights = {}
         self.front_end = front_end_state(fmt, VideoFrontEnd(), AudioFrontEnd(fmt))
@@ -219,9 +235,8 @@ class Source:
                 f"--ckpt {path}: lacks {', '.join(sorted(missing))}, which the task needs; it has "
                 f"{', '.join(checkpoint)}. Name the checkpoint.pt of a run of pretrain.py"
             )
-        # Checkpoints of before name no networks, which could only be these two.
-        networks = {"video": "r2plus1d_18", "audio": "audio_resnet18"}
-        networks = checkpoint.get("networks", networks)
+        # Older checkpoints do not name their networks, which were always these.
+        networks = checkpoint.get("networks", AudioVisualModel.networks)
         self.network = networks[self.backbone]
         self.weights = checkpoint[self.backbone]
         self.front_end = checkpoint["front_end"]
@@ -261,19 +276,12 @@ class Source:
 def load_checkpoint(path):
     if os.path.isdir(path):
         raise BadInput(f"--ckpt {path}: is a folder; name the file in it, {path}/checkpoint.pt")
-    warnings.filterwarnings("ignore", "Detected pickle protocol")  # of a file that we refuse below
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # A foreign file can make the unpickler raise nearly anything.
-        why = "only tensors and plain values are read"
-        if isinstance(error, OSError):
-            why = error.strerror
+        return load_plain(path)
+    except BadInput as error:
         raise BadInput(
-            f"--ckpt {path}: not a checkpoint of pretrain.py ({why}); name a checkpoint.pt"
+            f"--ckpt {path}: not a checkpoint of pretrain.py ({error}); name a checkpoint.pt"
         ) from error
-    if not isinstance(checkpoint, dict):
-        raise BadInput(f"--ckpt {path}: not a checkpoint of pretrain.py; name a checkpoint.pt")
-    return checkpoint
 
 
 def set_sizes(args, task, front_end):
@@ -303,13 +311,26 @@ def read_splits(args, task, fmt):
         read = LAYOUTS[task["layout"]]
         train, names = read(args.data, split, True)
         test, _ = read(args.data, split, False)
-        if not test or (len(train) < args.batch_size and not args.probe):
+        if not test:
+            raise BadInput(
+                f"--data {args.data}: its lists name no file to test; fetch the whole set"
+            )
+        if len(train) < args.batch_size and not args.probe:
             raise BadInput(
                 f"--batch-size {args.batch_size}: {args.data} has only {len(train)} files to train "
-                f"on and {len(test)} to test; take a smaller one, or the whole set"
+                "on; take a smaller batch, or fetch the whole set"
             )
         sets[split] = (make_set(train, fmt, args, task), make_set(test, fmt, args, task), names)
     return sets
+
+
+def unique_items(sets):
+    """The items of all splits, each once: a probe embeds a file once for all of them."""
+    labels = {}
+    for train, test, _ in sets.values():
+        labels.update(train.items)
+        labels.update(test.items)
+    return list(labels.items())
 
 
 def make_front_ends(args, fmt, source, train):
@@ -319,9 +340,10 @@ def make_front_ends(args, fmt, source, train):
     audio = AudioFrontEnd(
         fmt, args.mask, both=True, mean=state["log_mel_mean"], std=state["log_mel_std"]
     )
-    if source.measures:
-        every = math.ceil(len(train) / 256)  # of up to 256 training clips
-        clips = [train[i, (args.seed, 0, 0, i)][0] for i in range(0, len(train), every)]
+    if source.standardise:
+        every = math.ceil(len(train) / 256)
+        some = range(0, len(train), every)  # up to 256 files, evenly spaced
+        clips = [train[i, (args.seed, 0, 0, i)][0] for i in some]
         audio.measure(torch.stack(clips))
     return video, audio
 
@@ -331,7 +353,7 @@ def make_front_ends(args, fmt, source, train):
 # -------------------------------------------------------------------------------------------------
 
 
-def training_batches(files, args, start, rank, world_size):
+def training_batches(number_of_files, args, start, rank, world_size):
     """Yield lists of (file, key) for one rank, from epoch `start` on.
 
     They depend on (seed, epoch, step, place in the global batch) alone. So neither workers nor a
@@ -339,8 +361,8 @@ def training_batches(files, args, start, rank, world_size):
     """
     share = args.batch_size // world_size
     for epoch in range(start, args.epochs):
-        order = rng_of((args.seed, epoch), ORDER).permutation(files)
-        for step in range(files // args.batch_size):
+        order = rng_of((args.seed, epoch), ORDER).permutation(number_of_files)
+        for step in range(number_of_files // args.batch_size):
             batch = []
             for place in range(rank * share, (rank + 1) * share):
                 file = order[step * args.batch_size + place]
@@ -349,7 +371,7 @@ def training_batches(files, args, start, rank, world_size):
 
 
 def learning_rate(epoch, args):
-    """At a fraction of an epoch: linear from 0.001 to --lr, then a cosine to 0 (7.2)."""
+    """7.2, at a fraction of an epoch: linear from 0.001 to --lr, then a cosine to 0 (ours)."""
     if epoch < args.warmup:
         return 1e-3 + (args.lr - 1e-3) * epoch / args.warmup
     return (
@@ -369,17 +391,17 @@ def resume_split(net, optimizer, state, split, processes):
 
 def train(net, front_end, files, split, state, run, args, processes):
     """Fine-tune all layers with SGD (7.2), from the epoch that `state` has reached."""
-    rank, W, device = processes.rank, processes.world_size, processes.device
+    rank, world_size, device = processes.rank, processes.world_size, processes.device
     optimizer = torch.optim.SGD(
         net.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay
     )
     start = resume_split(net, optimizer, state, split, processes)
     model = net
-    if W > 1:
+    if world_size > 1:
         model = DistributedDataParallel(net, broadcast_buffers=False)
     # One loader reads for all epochs, so that its workers do not stop between them.
     steps = len(files) // args.batch_size
-    mine = training_batches(len(files), args, start, rank, W)
+    mine = training_batches(len(files), args, start, rank, world_size)
     batches = iter(DataLoader(files, batch_sampler=mine, **loading(args, processes)))
     total = args.epochs * steps
     bar = tqdm(total=total, initial=start * steps, unit="step", disable=rank > 0, mininterval=1)
@@ -394,7 +416,8 @@ def train(net, front_end, files, split, state, run, args, processes):
             waited += time.perf_counter() - tick
             labels = labels.to(device, non_blocking=True)
             # Front-end: (B, 3, T, H, W) or (B, 1, P, Q).
-            x = front_end(clips.to(device, non_blocking=True), (args.seed, epoch, step, rank))
+            batch_key = (args.seed, epoch, step, rank)
+            x = front_end(clips.to(device, non_blocking=True), batch_key)
             # Logits (B, C), and loss.
             with processes.autocast():
                 logits = model(x)
@@ -404,7 +427,7 @@ def train(net, front_end, files, split, state, run, args, processes):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            # Progress. Reading the totals waits for the device, so `waited` is its idle time.
+            # Progress. `tolist` waits for the device, so the time in `next` is its idle time.
             accuracy = (logits.argmax(1) == labels).float().mean()
             totals += torch.stack([loss.detach(), accuracy])
             mean, right = (totals / (step + 1)).tolist()
@@ -414,7 +437,7 @@ def train(net, front_end, files, split, state, run, args, processes):
             bar.set_postfix_str(progress, refresh=False)
             bar.update()
         # Log and save.
-        mean, right = (torch.stack(processes.sum(*totals)) / steps / W).tolist()
+        mean, right = (torch.stack(processes.sum_over_ranks(*totals)) / steps / world_size).tolist()
         lr = optimizer.param_groups[0]["lr"]
         times = {"seconds": time.perf_counter() - began, "waiting": waiting}
         run.log(split=split, epoch=epoch + 1, loss=mean, accuracy=right, lr=lr, **times)
@@ -443,7 +466,7 @@ def loading(args, processes):
 
 @torch.no_grad()
 def embed(net, front_end, files, processes, workers=0):
-    """{path: (V, D)}: the averaged features of the test views of all files, on every process."""
+    """{path: (V, D)}: the averaged features of the views of all files, on every process."""
     net.eval()
     device = processes.device
     mine = range(processes.rank, len(files), processes.world_size)
@@ -549,7 +572,7 @@ def draw_confusion(counts, names, title, path):
     axes = figure.add_subplot(
         title=title, xlabel="predicted (% of the true class; darker is more)", ylabel="true"
     )
-    axes.imshow(percent.numpy(), vmin=0, vmax=160, cmap="Blues")
+    axes.imshow(percent.numpy(), vmin=0, vmax=160, cmap="Blues")  # 100 % is not too dark to read on
     font = 9 if few else 7
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
     axes.set_yticks(range(len(names)), names, fontsize=font)
@@ -564,20 +587,6 @@ def draw_confusion(counts, names, title, path):
 # -------------------------------------------------------------------------------------------------
 
 
-def run_folder(args):
-    """runs/TASK-NAME, NAME the folder of the checkpoint, or scratch, and what else is not usual."""
-    name = f"runs/{args.task}-scratch"
-    if args.ckpt:
-        name = f"runs/{args.task}-{Path(args.ckpt).resolve().parent.name}"
-    if args.probe:
-        name += "-probe"
-    if args.split != "1":
-        name += f"-split{args.split}"
-    if args.seed > 0:
-        name += f"-seed{args.seed}"
-    return name
-
-
 def views_of(args, source):
     """What is tested, in words."""
     if source.backbone == "audio":
@@ -588,7 +597,7 @@ def views_of(args, source):
 def report_split(args, source, fmt, split, sets, out, processes):
     """Print what is done on a split, before it begins."""
     train_files, test_files, names = sets[split]
-    report, W = processes.report, processes.world_size
+    report, world_size = processes.report, processes.world_size
     views = views_of(args, source)
     files = f"train {len(train_files)}, test {len(test_files)} {views}"
     report(f"{args.task} split {split}: {len(names)} classes, {files}")
@@ -600,14 +609,16 @@ def report_split(args, source, fmt, split, sets, out, processes):
         steps = len(train_files) // args.batch_size
         lr = f"lr 0.001 to {args.lr:g} in {args.warmup}, then to 0"
         report(f"recipe: {args.epochs} epochs of {steps} steps, {lr}")
-        clips = f"{args.batch_size} = {W} processes x {args.batch_size // W} clips"
+        clips = (
+            f"{args.batch_size} = {world_size} processes x {args.batch_size // world_size} clips"
+        )
         report(f"batch: {clips} of {fmt.seconds:g} s")
-    report(f"run: {out}, on {W} x {processes.device.type}")
+    report(f"run: {out}, on {world_size} x {processes.device.type}")
 
 
 def repeat_exactly():
     """Make the same command give the same weights again, as far as torch can."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs this to
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS does not repeat
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
@@ -652,20 +663,18 @@ def finish(args, source, state, sets, run):
 
 
 def main(args):
-    # Arguments: every process finds here whatever is wrong, before any work.
+    # Arguments. Every process checks all of them before any work.
     processes = Processes()
-    rank, W = processes.rank, processes.world_size
+    rank, world_size = processes.rank, processes.world_size
     task = TASKS[args.task]
     source = Source(args, task)
     args.width = source.width
     set_sizes(args, task, source.front_end)
-    check_args(args, task, W)
+    check_args(args, task, world_size)
     sound = {name: source.front_end[name] for name in task["sound"]}
     fmt = Format(args.frames, args.fps, args.short_side, args.crop, **sound)
     sets = read_splits(args, task, fmt)
-    if args.out is None:
-        args.out = run_folder(args)
-    settings = {**vars(args), "weights": source.describe(), "processes": W}
+    settings = {**vars(args), "weights": source.describe(), "processes": world_size}
     run = Run(args.out, rank, settings, MAY_CHANGE, BEFORE, file="last.pt", foreign="*")
     state = run.checkpoint or {"split": None, "epoch": 0, "log": [], "confusion": {}}
     if state.get("summary"):
@@ -678,10 +687,8 @@ def main(args):
     run.begin(state["log"])
     run.save(state)  # From here on the folder is this run's.
 
-    # For the probe: files that several splits share are embedded once.
-    features = None
-    every_file = [item for *parts, _ in sets.values() for part in parts for item in part.items]
-    all_files = make_set(list(dict(every_file).items()), fmt, args, task)
+    features = None  # of the probe
+    all_files = make_set(unique_items(sets), fmt, args, task)
     for split, (train_files, test_files, names) in sets.items():
         if split in state["confusion"]:
             continue
@@ -699,7 +706,7 @@ def main(args):
 
         # Train, and test.
         if args.probe:
-            if features is None or source.measures:
+            if features is None or source.standardise:
                 features = embed(net, front_end, all_files, processes, args.workers)
             fit_probe(net.fc, features, train_files)
             predictions = predict_from_features(net.fc, features, test_files, processes)

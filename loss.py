@@ -18,11 +18,11 @@ def nce_loss(z_v, z_a, tau=None):
         L_i = - log -------------------------------------------
                     e^{s_ii} + sum_{j != i} (e^{s_ij} + e^{s_ji})
 
-    One softmax a sample, over its positive and its 2B - 2 negatives: i's video with the other
-    sounds (row i of s) and i's sound with the other videos (column i), together. This is not
-    CLIP's loss, the mean of two softmaxes: there the positive would count twice, and each
-    direction could be solved alone. At the start, when all similarities are about alike, the
-    loss is about ln(2B - 1).
+    There is one softmax a sample, over its positive and its 2B - 2 negatives: i's video with
+    the other sounds (row i of s), and i's sound with the other videos (column i), together.
+    This is not CLIP's loss, the mean of two cross-entropies, one over the row and one over the
+    column: there the positive counts twice. When all similarities are about alike, as at the
+    start, the loss is about ln(2B - 1).
 
     tau  None for the paper's unnormalised embeddings; a number for l2-normalised embeddings
          over this temperature (Table 2)
@@ -41,7 +41,7 @@ def nce_loss(z_v, z_a, tau=None):
 
 
 def similarity(z_v, z_a, tau=None):
-    """s (B, B), in fp32 or better also under autocast.
+    """s (B, B), in fp32 or better, also under autocast.
 
     A similarity is an exponent, and the significand of bf16 has only 8 bits.
     """
@@ -54,13 +54,12 @@ def similarity(z_v, z_a, tau=None):
 
 
 def gather(z):
-    """The embeddings of all W processes: (B, d) -> (W * B, d), in the order of the ranks.
+    """The embeddings of all processes: (B, d) -> (world_size * B, d), in the order of the ranks.
 
-    `--gather` contrasts each sample with the global batch. A gathered tensor carries no
-    gradient, so each process puts its own share back in. All processes then compute the same
-    loss, and the backward pass of each reaches its own B rows. The gradient we want is the
-    *sum* over the processes, but DDP takes the mean: the caller must multiply the loss by W
-    before `backward`.
+    `--gather` contrasts each sample with the global batch. all_gather returns tensors without
+    gradient, so each process puts its own embeddings back in, and its backward pass reaches
+    its own B rows. All processes compute the same loss, so its gradient is the *sum* of what
+    they find, but DDP takes the mean: the caller must multiply the loss by world_size.
     """
     shares = [torch.empty_like(z) for _ in range(dist.get_world_size())]
     dist.all_gather(shares, z.detach().contiguous())
@@ -68,7 +67,7 @@ def gather(z):
     return torch.cat(shares)
 
 
-# The measures of `discrepancy` that a run is followed by, and their titles in its pictures.
+# The measures of `discrepancy` that pictures and tables show, with their captions.
 MEASURES = {
     "kl_same_other": "KL(S⁻‖S≠)",
     "kl_same_match": "KL(S⁻‖S⁺)",
@@ -116,13 +115,13 @@ def discrepancy(z_v, z_a, title, tau=None, bins=64, pseudo_count=0.5):
         raise ValueError("equation 2 needs two titles or more, and two snippets of one of them")
     low, high = s.min().item(), s.max().item()
     histograms = {name: histogram(pairs[name], bins, low, high) for name in pairs}
-    p = {}
+    density = {}
     for name, counts in histograms.items():
-        p[name] = (counts + pseudo_count) / (counts + pseudo_count).sum()
-    other_match = kl(p["other"], p["match"])
-    same_match = kl(p["same"], p["match"])
+        density[name] = (counts + pseudo_count) / (counts + pseudo_count).sum()
+    other_match = kl(density["other"], density["match"])
+    same_match = kl(density["same"], density["match"])
     return {
-        "kl_same_other": kl(p["same"], p["other"]),
+        "kl_same_other": kl(density["same"], density["other"]),
         "kl_same_match": same_match,
         "kl_other_match": other_match,
         "gap": other_match - same_match,

@@ -7,7 +7,7 @@
     video (B, 3, T, H, W) --> R(2+1)D-18 --> (B, 512, T/8, H/16, W/16) --> head --> z_v (B, d)
     audio (B, 1, P, Q)    --> ResNet-18  --> (B, 512, P/32, Q/32)      --> head --> z_a (B, d)
 
-After pretraining the heads are thrown away.
+These sizes are rounded up, and 512 is 8 times the width. Fine-tuning does not use the heads.
 """
 
 import sys
@@ -18,18 +18,18 @@ from torch import nn
 
 
 class SpatialConv(nn.Conv3d):
-    """A 1 x n x n convolution: each frame is an image.
+    """A 1 x size x size convolution, of each frame by itself.
 
     It is computed in 2-D, where its backward pass takes half the time on a CPU.
     """
 
-    def __init__(self, cin, cout, n, stride=1):
+    def __init__(self, cin, cout, size, stride=1):
         super().__init__(
             cin,
             cout,
-            kernel_size=(1, n, n),
+            kernel_size=(1, size, size),
             stride=(1, stride, stride),
-            padding=(0, n // 2, n // 2),
+            padding=(0, size // 2, size // 2),
             bias=False,
         )
 
@@ -40,7 +40,7 @@ class SpatialConv(nn.Conv3d):
 
 
 class TemporalConv(nn.Conv3d):
-    """A 3 x 1 x 1 convolution: each pixel is a sequence."""
+    """A 3 x 1 x 1 convolution, over time alone."""
 
     def __init__(self, cin, cout, stride=1):
         super().__init__(
@@ -125,12 +125,12 @@ class Backbone(nn.Module):
     """What the two networks share: after a stem, four stages of two blocks.
 
     The channels double where the size halves. `features(x)` is the map that a projection head
-    takes. `net(x)` is that map averaged, (B, 8 * width), or, with classes, its logits
-    (B, num_classes).
+    takes. `net(x)` is that map averaged, (B, 8 * width), or, if num_classes > 0, the
+    logits (B, num_classes).
     """
 
     def add_stages(self, block, pool, width, num_classes):
-        # Below 8, oneDNN's channels-last 1x1 convolution corrupts memory on AVX2.
+        # With fewer than 8 channels, oneDNN's 1x1 convolution corrupts memory on AVX2.
         if width < 8 or width % 8:
             raise ValueError(f"width = {width} must be a multiple of 8")
         self.layer1 = nn.Sequential(
@@ -174,7 +174,7 @@ class R2Plus1D18(Backbone):
 
     def __init__(self, width=64, num_classes=0):
         super().__init__()
-        midplanes = 45 * width // 64  # 45 at width 64 is the authors' number, not the formula's
+        midplanes = 45 * width // 64  # as in torchvision; the formula of Conv2Plus1D has another
         self.stem = nn.Sequential(
             SpatialConv(3, midplanes, 7, stride=2),
             nn.BatchNorm3d(midplanes),
@@ -207,7 +207,7 @@ class AudioResNet18(Backbone):
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (B, width, P/4, Q/4)
 
 
-# By torchvision's names, which are also those under which a checkpoint records its backbones.
+# The names of torchvision, by which a checkpoint records its backbones.
 r2plus1d_18 = R2Plus1D18
 audio_resnet18 = AudioResNet18
 NETWORKS = {"r2plus1d_18": r2plus1d_18, "audio_resnet18": audio_resnet18}

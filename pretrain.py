@@ -8,15 +8,14 @@
 The same command again resumes where the last one stopped. A run is a folder: checkpoint.pt,
 log.jsonl, curves.png, result.json. `python -m lab.compare runs/*` compares finished runs.
 
-B samples of a process; W processes; T frames of H x W pixels; S samples of sound; P mel filters;
-Q audio frames; d = 512. A sample is a snippet, with its frames and sound.
+B samples of a process, each a snippet with its frames and sound; T frames of H x W pixels; S
+samples of sound; P mel filters; Q audio frames; d = 512, the size of an embedding.
 """
 
 import argparse
 import math
 import os
 import time
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from data import AudioFrontEnd, Titles, VideoFrontEnd, collate, front_end_state
 from harness.curves import draw, draw_histograms, summarise
-from harness.errors import BadInput, moved, one_line_errors, refuse
+from harness.errors import BadInput, make_parser, moved, one_line_errors
 from harness.run import Processes, Run
 from loss import MEASURES, discrepancy, gather, nce_loss
 from media.collection import collection_name
@@ -39,7 +38,7 @@ from models import AudioVisualModel
 from sampler import HierarchicalSampler
 
 # -------------------------------------------------------------------------------------------------
-# Arguments: without flags, under torchrun on 8 GPUs, the paper's run
+# Arguments: without flags, under torchrun on 8 GPUs, the run of the paper's ablations (4.2)
 # -------------------------------------------------------------------------------------------------
 
 TOY = {
@@ -59,15 +58,12 @@ TOY = {
     "workers": 2,
 }
 
-# What may differ when a run is resumed, since it changes nothing that is trained.
+# Flags that may differ when a run is resumed, since they change nothing that is trained.
 MAY_CHANGE = ("out", "workers", "save_every", "max_bad", "measure_every")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.error = refuse
+    parser = make_parser(__doc__)
     add = parser.add_argument
     add("--toy", action="store_true", help="small settings, on the toy world")
     add("--data", default="datasets/movies", help="a folder of films and shows, or LIST.txt")
@@ -83,21 +79,31 @@ def parse_args(argv=None):
         "--batch-size",
         type=int,
         default=512,
-        help="of all processes together; each contrasts its own share of it (4.1)",
+        help="snippets of a step, over all processes; each contrasts its own share (4.1)",
     )
     add("--gather", action="store_true", help="contrast the global batch (our choice: off)")
     add("--tau", type=float, help="l2-normalised embeddings over this temperature (4.2, Table 2)")
     add("--jitter", type=float, default=0.0, help="sigma of the colour jitter (4.2, Table 2)")
-    add("--epochs", type=int, default=10, help="of sum M_n / batch-size steps (7.2; our choice)")
-    add("--lr", type=float, default=2e-3, help="of Adam, after --warmup; then a cosine to 0 (7.2)")
+    add(
+        "--epochs",
+        type=int,
+        default=10,
+        help="10 (7.2), of sum M_n / batch-size steps (our choice)",
+    )
+    add("--lr", type=float, default=2e-3, help="of Adam, after --warmup; then a cosine (7.2), to 0")
     add("--warmup", type=float, default=1.0, help="epochs of linear warm-up from 1e-4 (7.2)")
     add("--width", type=int, default=64, help="channels of the networks' first stage (Section 3)")
     Format.add_flags(parser)
     add("--language", help="audio track to prefer, as files tag it: eng, deu (our choice: none)")
     add("--held-out", type=float, default=0.1, help="share of the titles for Equation 2 only (4.2)")
-    add("--held-out-snippets", type=int, default=32, help="of a title, evenly spaced (our choice)")
+    add(
+        "--held-out-snippets",
+        type=int,
+        default=32,
+        help="of a held-out title, evenly spaced (ours)",
+    )
     add("--measure-every", type=float, default=1.0, help="epochs between measurements (our choice)")
-    add("--seed", type=int, default=0, help="of weights, sampling, crops and drop-out")
+    add("--seed", type=int, default=0, help="of all that is random")
     add(
         "--max-bad",
         type=float,
@@ -105,7 +111,7 @@ def parse_args(argv=None):
         help="stop when more than this share of the snippets cannot be read (our choice)",
     )
     add("--workers", type=int, default=8, help="processes that read, for each training process")
-    add("--save-every", type=int, default=500, help="steps between checkpoints, as the log counts")
+    add("--save-every", type=int, default=500, help="steps of the run between checkpoints")
     add("--compare", nargs="*", help=argparse.SUPPRESS)
     known, _ = parser.parse_known_args(argv)
     if known.compare is not None:
@@ -144,17 +150,29 @@ def run_name(args, parser):
 def check_args(args, world_size):
     """Raise BadInput for whatever can be told from the flags alone."""
     B = args.batch_size // world_size
-    batch_size = f"a multiple of the number of processes, {world_size}, with 2 or more for each"
-    k = f"a divisor of the batch of a process, {B} = {args.batch_size} / {world_size}"
-    w = f"scene, or --k ({args.k}) or more, since a window holds k distinct snippets"
-    crop = f"above 0, and --short-side ({args.short_side}) or less"
     rules = [
-        ("batch_size", B >= 2 and args.batch_size % world_size == 0, batch_size),
-        ("k", args.k > 0 and B % args.k == 0, k),
-        ("w", args.w in (None, "scene") or args.w >= args.k, w),
+        (
+            "batch_size",
+            B >= 2 and args.batch_size % world_size == 0,
+            f"a multiple of the number of processes, {world_size}, with 2 or more for each",
+        ),
+        (
+            "k",
+            args.k > 0 and B % args.k == 0,
+            f"a divisor of the batch of a process, {B} = {args.batch_size} / {world_size}",
+        ),
+        (
+            "w",
+            args.w in (None, "scene") or args.w >= args.k,
+            f"scene, or --k ({args.k}) or more, since a window holds k distinct snippets",
+        ),
+        (
+            "crop",
+            0 < args.crop <= args.short_side,
+            f"above 0, and --short-side ({args.short_side}) or less",
+        ),
         ("tau", args.tau is None or args.tau > 0, "above 0"),
         ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
-        ("crop", 0 < args.crop <= args.short_side, crop),
         ("held_out", 0 <= args.held_out < 1, "from 0 to below 1"),
     ]
     for name in ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels"):
@@ -196,7 +214,9 @@ def make_sampler(args, train, processes):
             scenes=train.scenes,
         )
     except ValueError as error:
-        raise BadInput(f"--data {args.data}: {error}; take a smaller --k") from error
+        raise BadInput(
+            f"--data {args.data}: {error}; take a smaller --k, or longer films"
+        ) from error
 
 
 def learning_rate(args, step, steps_per_epoch):
@@ -209,24 +229,31 @@ def learning_rate(args, step, steps_per_epoch):
 
 
 def measure_log_mel(audio_front, train, device):
-    """Set the constants of the log-mel: on a middle snippet of up to 64 of the titles."""
+    """Set the constants of the log-mel: from the middle snippet of each of up to 64 titles."""
     titles = np.unique(np.linspace(0, len(train) - 1, 64).round().astype(int)).tolist()
     waveforms = [train[n, train.counts[n] // 2, None]["waveform"] for n in titles]
     audio_front.measure(torch.stack(waveforms).to(device))
+
+
+MEASURED = (
+    "step {step:>6}  KL(S-||S!=) {kl_same_other:.3f}  KL(S-||S+) {kl_same_match:.3f}  "
+    "KL(S!=||S+) {kl_other_match:.3f}  gap {gap:.3f}  pairs {counts}"
+)
 
 
 @torch.no_grad()
 def measure_held_out(run, held_out, model, video_front, audio_front, args, processes, step):
     """Log and print Equation 2 on held-out titles: evenly spaced snippets, central crops.
 
-    Nothing is measured where Equation 2 has no pairs: it needs two titles, and two snippets.
+    Nothing is measured without pairs: it takes two titles, and two snippets of one of them.
     """
     samples = []
     for n, M in enumerate(held_out.counts):
         number = min(M, args.held_out_snippets)
         for m in np.unique(np.linspace(0, M - 1, number).round()):
             samples.append((n, int(m), None))
-    if len(held_out) < 2 or len(samples) == len(held_out):
+    has_pairs = len(held_out) >= 2 and len(samples) > len(held_out)
+    if not has_pairs:
         return
     loader = DataLoader(
         held_out,
@@ -237,27 +264,21 @@ def measure_held_out(run, held_out, model, video_front, audio_front, args, proce
     )
     processes.share_buffers(model)  # so that what is measured is what the checkpoint keeps
     model.eval()
-    parts = []
+    own = []  # (z_v, z_a, titles, failures) of each batch of this rank
     for batch in loader:
         video = video_front(batch["video"].to(processes.device))
         audio = audio_front(batch["waveform"].to(processes.device))
         with processes.autocast():
             z_v, z_a = model(video, audio)
-        parts.append((z_v.cpu(), z_a.cpu(), batch["title"], sum(batch["failures"], [])))
+        own.append((z_v.cpu(), z_a.cpu(), batch["title"], sum(batch["failures"], [])))
     model.train()
-    parts = processes.gather(parts)
+    of_all_ranks = processes.collect_on_rank_0(own)
     if processes.rank == 0:
-        *embeddings, failures = zip(*parts)
-        z_v, z_a, title = (torch.cat(part).to(processes.device) for part in embeddings)
+        z_v, z_a, title, failures = zip(*of_all_ranks)
+        z_v, z_a, title = (torch.cat(x).to(processes.device) for x in (z_v, z_a, title))
         measures = discrepancy(z_v, z_a, title, tau=args.tau)
         run.log(step=step, **measures, replaced=sum(failures, []))
         processes.report(MEASURED.format(step=step, **measures))
-
-
-MEASURED = (
-    "step {step:>6}  KL(S-||S!=) {kl_same_other:.3f}  KL(S-||S+) {kl_same_match:.3f}  "
-    "KL(S!=||S+) {kl_other_match:.3f}  gap {gap:.3f}  pairs {counts}"
-)
 
 
 def resume(checkpoint, model, optimizer, audio_front, train, args):
@@ -266,7 +287,7 @@ def resume(checkpoint, model, optimizer, audio_front, train, args):
     now = list(zip(train.names, train.counts))
     then = list(zip(progress["titles"], progress.get("counts", train.counts)))
     if now != then:
-        changed, _ = min(set(now).symmetric_difference(then))
+        changed, _ = sorted(set(now).symmetric_difference(then))[0]  # the first by name
         raise BadInput(
             f"--data {args.data}: no longer holds the titles that {args.out} was trained on, each "
             f"of the same length (see {changed}); restore them, or name another --out"
@@ -310,9 +331,11 @@ def all_batches(sampler, step, epochs):
 
 
 def next_batch(batches, save):
-    """The next batch; for each of its replaced snippets, what failed; the seconds spent waiting.
+    """Return (the next batch, its failures, the seconds spent waiting for it).
 
-    `save` is called before the error is raised if the batch cannot be read.
+    failures  for each snippet of the batch that was replaced, the reasons
+
+    `save` is called first if the batch cannot be read.
     """
     tick = time.perf_counter()
     try:
@@ -328,20 +351,24 @@ def check_finite(loss, norm, run):
     """Stop before a loss or a gradient that is not finite reaches the weights."""
     if not (loss.isfinite() and norm.isfinite()):
         raise BadInput(
-            f"the loss is {loss:.3g} and the norm of its gradient {norm:.3g}; the weights are as "
-            f"before, and {run.path} is sound. A lower --lr, with another --out, may help"
+            f"the loss is {loss:.3g} and the norm of its gradient {norm:.3g}; the weights did not "
+            f"get them, and {run.checkpoint_path} is sound. Try a lower --lr, with another --out"
         )
 
 
 def is_too_bad(since_start, args, steps_per_epoch):
-    """Whether more than --max-bad of the snippets since this start, or of an epoch, failed."""
+    """Whether more than --max-bad of the snippets since this start were replaced.
+
+    In the first epoch, whether it is more than this share of an epoch.
+    """
     steps = max(since_start["steps"], steps_per_epoch)
     return since_start["bad"] > args.max_bad * args.batch_size * steps
 
 
 def stop_unreadable(since_start, args, run, processes):
     """End a run of which too much cannot be read."""
-    processes.wait()  # torchrun ends all ranks at the first exit, and rank 0 saves a checkpoint
+    # The first exit makes torchrun end all ranks, and rank 0 may be writing the checkpoint.
+    processes.wait()
     bad, steps = since_start["bad"], since_start["steps"]
     raise BadInput(
         f"{bad} snippets could not be read in {steps} steps, more than --max-bad {args.max_bad} "
@@ -350,12 +377,19 @@ def stop_unreadable(since_start, args, run, processes):
     )
 
 
+def count_step(since_start, seconds, waited, bad):
+    since_start["steps"] += 1
+    since_start["seconds"] += seconds
+    since_start["waited"] += waited
+    since_start["bad"] += bad
+
+
 def describe_rate(since_start, args):
     """The speed since this start, for the progress bar."""
     seconds = since_start["seconds"]
     rate = since_start["steps"] * args.batch_size / seconds
     waiting = since_start["waited"] / seconds
-    text = f"{rate:.1f} snippets/s, {waiting:.0%} of it waiting for data"
+    text = f"{rate:.1f} snippets/s, {waiting:.0%} of the time waiting for data"
     if since_start["bad"]:
         text += f", {since_start['bad']} snippets replaced"
     return text
@@ -387,7 +421,7 @@ def draw_run(rows, args, path):
 
 def report_start(args, titles, train, held_out, sampler, processes, resumed, step):
     """Print what this run is, before it begins."""
-    report, W, B = processes.report, sampler.world_size, sampler.batch_size
+    report, world_size, B = processes.report, sampler.world_size, sampler.batch_size
     seconds = train.fmt.seconds
     snippets = f"{sum(train.counts)} snippets of {seconds:g} s"
     few = "" if len(held_out) > 1 else " (Equation 2 needs two: it is not measured)"
@@ -400,7 +434,7 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
 
     source = f"k = {args.k} snippets from each of {sampler.groups} titles"
     if args.batch_size > args.k * len(sampler.titles):
-        source += f" (there are {len(sampler.titles)}: some come again, with other snippets)"
+        source += f" (there are {len(sampler.titles)}: some come again)"
     if args.w is None:
         window = "the whole title"
     elif args.w == "scene":
@@ -409,11 +443,11 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
     else:
         window = str(args.w)
     negatives = 2 * (args.batch_size if args.gather else B) - 2
-    report(f"batch     {args.batch_size} = {W} processes x {B}: {source}, window {window}")
+    report(f"batch     {args.batch_size} = {world_size} processes x {B}: {source}, window {window}")
     report(f"          {negatives} negatives a sample: the loss begins near ln({negatives + 1})")
     report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
     state = f"resumed after step {step}" if resumed else "new"
-    report(f"run       {args.out}, on {W} x {processes.device.type}, {state}")
+    report(f"run       {args.out}, on {world_size} x {processes.device.type}, {state}")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -424,9 +458,9 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
 def main(args):
     # Processes. Under torchrun each has a share of every batch; without it there is one.
     processes = Processes()
-    rank, W = processes.rank, processes.world_size
-    check_args(args, W)
-    run = Run(args.out, rank, {**vars(args), "processes": W}, MAY_CHANGE)
+    rank, world_size = processes.rank, processes.world_size
+    check_args(args, world_size)
+    run = Run(args.out, rank, {**vars(args), "processes": world_size}, MAY_CHANGE)
     processes.start()
     device = processes.device
     torch.backends.cudnn.benchmark = True
@@ -451,7 +485,7 @@ def main(args):
     if resumed:
         start, bad = resume(run.checkpoint, model, optimizer, audio_front, train, args)
         run.begin(run.read_log(start))
-        run.checkpoint = None  # half a gigabyte
+        run.checkpoint = None  # frees half a gigabyte
     else:
         start, bad = 0, 0
         measure_log_mel(audio_front, train, device)
@@ -465,7 +499,7 @@ def main(args):
         measure(0)
         save(0, bad)
     parallel = model
-    if W > 1:
+    if world_size > 1:
         parallel = DistributedDataParallel(model, broadcast_buffers=False)
 
     # The loop. One loader reads for all epochs, so that its workers do not stop between them.
@@ -477,9 +511,9 @@ def main(args):
         pin_memory=processes.on_gpu,
     )
     batches = iter(loader)
-    measure_every = max(1, round(min(args.measure_every, args.epochs) * steps_per_epoch))
-    gradient_scale = W if args.gather else 1  # `loss.gather` says why
-    since_start = Counter()  # steps, seconds, waited, bad
+    steps_to_measure = max(1, round(min(args.measure_every, args.epochs) * steps_per_epoch))
+    gradient_scale = world_size if args.gather else 1  # `loss.gather` says why
+    since_start = {"steps": 0, "seconds": 0.0, "waited": 0.0, "bad": 0}
     bar = tqdm(
         range(start, total_steps), initial=start, total=total_steps, disable=rank > 0, unit="step"
     )
@@ -489,13 +523,13 @@ def main(args):
         batch, failures, waited = next_batch(batches, partial(save, step, bad))
         # Front-ends: (B, 3, T, H, W) and (B, 1, P, Q).
         epoch, step_of_epoch = divmod(step, steps_per_epoch)
-        key = (args.seed, epoch, step_of_epoch, rank)
-        video = video_front(batch["video"].to(device, non_blocking=True), key)
-        audio = audio_front(batch["waveform"].to(device, non_blocking=True), key)
-        # Embeddings: (B, d), or (W * B, d) of all processes.
+        batch_key = (args.seed, epoch, step_of_epoch, rank)
+        video = video_front(batch["video"].to(device, non_blocking=True), batch_key)
+        audio = audio_front(batch["waveform"].to(device, non_blocking=True), batch_key)
+        # Embeddings: (B, d), or (world_size * B, d) of all processes.
         with processes.autocast():
             z_v, z_a = parallel(video, audio)
-        if args.gather and W > 1:
+        if args.gather and world_size > 1:
             z_v, z_a = gather(z_v), gather(z_a)
         # Loss.
         loss = nce_loss(z_v, z_a, args.tau)
@@ -503,21 +537,22 @@ def main(args):
         (loss * gradient_scale).backward()
         norm = clip_grad_norm_(model.parameters(), torch.inf)  # measured, not clipped
         # Step.
-        loss, replaced = processes.sum(loss.detach(), len(failures))
-        check_finite(loss / W, norm, run)
+        loss, replaced = processes.sum_over_ranks(loss.detach(), len(failures))
+        loss = loss / world_size
+        check_finite(loss, norm, run)
         lr = learning_rate(args, step, steps_per_epoch)
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
         # Log.
         bad += int(replaced)
         run.log_failures(f"epoch {epoch + 1} step {step_of_epoch}", sum(failures, []))
-        seconds = time.perf_counter() - tick
-        row = {"loss": (loss / W).item(), "grad_norm": norm.item(), "lr": lr, "seconds": seconds}
-        run.log(step=step + 1, epoch=epoch, **row, waited=waited, bad=bad)
-        since_start.update(steps=1, seconds=seconds, waited=waited, bad=int(replaced))
+        times = {"seconds": time.perf_counter() - tick, "waited": waited}
+        row = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr, **times}
+        run.log(step=step + 1, epoch=epoch, **row, bad=bad)
+        count_step(since_start, **times, bad=int(replaced))
         progress = f"loss {row['loss']:.3f}, {describe_rate(since_start, args)}"
         bar.set_postfix_str(progress, refresh=False)
-        if (step + 1) % measure_every == 0 or step + 1 == total_steps:
+        if (step + 1) % steps_to_measure == 0 or step + 1 == total_steps:
             measure(step + 1)
         too_bad = is_too_bad(since_start, args, steps_per_epoch)
         if too_bad or (step + 1) % args.save_every == 0 or (step + 1) % steps_per_epoch == 0:
@@ -525,12 +560,12 @@ def main(args):
         if too_bad:
             stop_unreadable(since_start, args, run, processes)
 
-    if since_start:
+    if since_start["steps"] > 0:
         rate = describe_rate(since_start, args)
         steps, seconds = since_start["steps"], since_start["seconds"]
         processes.report(f"trained   {steps} steps in {seconds:.0f} s: {rate}")
     run.finish({"arguments": run.settings, **summarise(run.rows, MEASURES)})
-    processes.report(f"finished  {run.path}, log.jsonl, curves.png, result.json")
+    processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
     processes.end()
 
 

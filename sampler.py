@@ -1,9 +1,9 @@
-"""Which snippets share a minibatch: the paper's idea on one screen (Section 3, "Sampling Policy").
+"""Which snippets share a minibatch: the paper's idea (Section 3, "Sampling Policy").
 
     n        a title: a film, or a show, whose episodes are stitched together
     m        a snippet of a title, 0 .. M_n - 1, in temporal order
     k        the number of snippets that each title gives to a minibatch
-    w        the window, in snippets, that those k come from: k <= max - min + 1 <= w <= M_n
+    w        the window, in snippets, that those k come from: k <= max m - min m + 1 <= w <= M_n
 
 Random snippets make the task too easy: nearly every negative is from another film, and its
 palette or its music gives it away. So we first draw a title, n ~ U(1, N), and then k distinct
@@ -12,18 +12,21 @@ snippets of it. Each sample then has at least 2k - 2 negatives from its own film
     k = 1             the baseline: each snippet from a title of its own
     k = 16            k snippets from anywhere in the title (w = M_n)
     k = 16, w = 64    k snippets from a stretch of 64 neighbours
-    k = w = 16        16 adjacent snippets: too hard, it costs accuracy (Table 1)
+    k = w = 16        16 adjacent snippets: too hard, and worse on video (Table 1)
     k = 16, scenes    k snippets from one scene, or from as few neighbouring scenes as hold
                       16, which the paper leaves to "future iterations" (4.2)
 
-There is no media here: counts go in and indices come out. Each group of k snippets depends on
-(seed, epoch, step, place of the group in the global batch) alone. So a resumed run repeats
-itself, and any number of processes share out the same global batch.
+The paper's idea is `draw_titles`, `draw_snippets` and `draw_window`. Scenes, too few titles and
+several processes are the rest.
+
+There is no media here: counts go in and indices come out. All is drawn from (seed, epoch, step,
+place in the global batch). So a resumed run repeats itself, and any number of processes share
+out the same global batch.
 """
 
 import numpy as np
 
-# The last word of the key of a random generator, so that no two draws share their numbers.
+# Appended to the numbers that seed a generator, so that no two kinds of draws share their numbers.
 TITLES = 1
 SNIPPETS = 2
 
@@ -40,9 +43,9 @@ class HierarchicalSampler:
     1 10 (0, 0, 0, 4)
     1 15 (0, 0, 0, 5)
 
-    Two titles gave three snippets each, within 8 of one another: any two of the same title are
-    hard negatives. The key of a sample is (seed, epoch, step, place in the global batch):
-    whatever is random about it later, such as its crop, is drawn from its key.
+    Two titles gave three snippets each, from windows of 8: any two of the same title are hard
+    negatives. The key of a sample is (seed, epoch, step, place in the global batch). Whatever
+    is random when it is read, such as its crop, is drawn from this key.
 
     num_snippets  M_n of each title, a list or an array of integers
     batch_size    of this rank, a multiple of k; the global batch is world_size times as large
@@ -51,8 +54,8 @@ class HierarchicalSampler:
                   order; they add up to M_n
 
     A title with M_n < k is never drawn. The titles of a global batch are distinct while there
-    are enough of them. An epoch has as many steps as all snippets fill, sum(M_n) / global
-    batch, whatever k and w are. Raises ValueError where no batch can be drawn.
+    are enough of them. An epoch has sum(M_n) // global batch steps, and at least one, whatever
+    k and w are. Raises ValueError where no batch can be drawn.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class HierarchicalSampler:
         self.set_epoch(0)
 
     def __len__(self):
-        """Steps in a whole epoch, also when iteration starts in the middle of one."""
+        """Steps in a whole epoch, even if iteration starts in the middle of one."""
         return self.steps
 
     def __iter__(self):
@@ -109,7 +112,7 @@ class HierarchicalSampler:
         self.step = 0
 
     def state_dict(self):
-        """The position. A DataLoader reads ahead, so a loop saves the step it trained on."""
+        """The position in the batches. A DataLoader reads ahead of the steps that are trained."""
         return {"epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state):
@@ -150,7 +153,7 @@ class HierarchicalSampler:
         return [int(self.titles[i]) for i in drawn]
 
     def draw_snippets(self, n, rng, taken):
-        """k distinct snippets of title n inside a window; none `taken`, if that leaves k."""
+        """k distinct snippets of title n inside a window, without `taken` where k are left."""
         if self.scenes is None:
             low, high = self.draw_window(n, rng)
         else:
@@ -174,12 +177,13 @@ class HierarchicalSampler:
         """
         edges = np.cumsum([0, *self.scenes[n]])  # scene i is [edges[i], edges[i + 1])
         last = len(self.scenes[n]) - 1
-        scene = np.searchsorted(edges, rng.integers(self.M[n]), "right") - 1
-        length = 1  # of a run, in scenes; at the latest, all scenes of the title hold k snippets
+        snippet = rng.integers(self.M[n])
+        scene = np.searchsorted(edges, snippet, "right") - 1
+        length = 1  # scenes in a run; all scenes of the title together hold k snippets
         while True:
-            first = np.arange(max(0, scene - length + 1), min(scene, last + 1 - length) + 1)
-            first = first[edges[first + length] - edges[first] >= self.k]
-            if len(first):
-                low = rng.choice(first)
-                return edges[low], edges[low + length]
+            starts = np.arange(max(0, scene - length + 1), min(scene, last + 1 - length) + 1)
+            starts = starts[edges[starts + length] - edges[starts] >= self.k]
+            if len(starts):
+                start = rng.choice(starts)
+                return edges[start], edges[start + length]
             length += 1

@@ -681,7 +681,7 @@ def test_video_front_end_normalises():
     mean = torch.tensor(VideoFrontEnd.MEAN).view(1, 3, 1, 1, 1)
     std = torch.tensor(VideoFrontEnd.STD).view(1, 3, 1, 1, 1)
     normalised = (video / 255 - mean) / std
-    assert torch.allclose(VideoFrontEnd()(video, key=(0,)), normalised, atol=1e-6)
+    assert torch.allclose(VideoFrontEnd()(video, batch_key=(0,)), normalised, atol=1e-6)
 
 
 def test_jitter_is_brightness_contrast_saturation_one_draw_a_clip():
@@ -690,20 +690,20 @@ def test_jitter_is_brightness_contrast_saturation_one_draw_a_clip():
     g = torch.Generator().manual_seed(0)
     video = torch.randint(0, 256, (4, 3, 2, 8, 8), dtype=torch.uint8, generator=g)
     video[:, :, 1] //= 3  # a dark second frame: the mean is the clip's
-    jittered = front_end(video, key=(0,)) * front_end.std + front_end.mean
+    jittered = front_end(video, batch_key=(0,)) * front_end.std + front_end.mean
     factors = rng_of((0,), streams.COLOUR).uniform(0.5, 1.5, (3, 4))
     for i in range(4):
         image = video[i].flatten(1, 2) / 255  # frames below one another: one picture, one mean
         for change, factor in zip(changes, factors[:, i].tolist()):
             image = change(image, factor)
         assert torch.allclose(jittered[i].flatten(1, 2), image, atol=1e-3)
-    assert not torch.equal(front_end(video, key=(0,)), front_end(video, key=(1,)))
+    assert not torch.equal(front_end(video, batch_key=(0,)), front_end(video, batch_key=(1,)))
     assert torch.equal(front_end(video), VideoFrontEnd()(video))  # without a key, none
 
 
 def test_flip_turns_half_of_the_samples():
     video = torch.arange(8, dtype=torch.uint8).expand(200, 3, 2, 8, 8)
-    flipped = VideoFrontEnd(flip=True)(video, key=(0,))[:, 0, 0, 0, 0]
+    flipped = VideoFrontEnd(flip=True)(video, batch_key=(0,))[:, 0, 0, 0, 0]
     share = (flipped > VideoFrontEnd()(video)[:, 0, 0, 0, 0]).float().mean()
     assert 0.35 < share < 0.65
 
@@ -730,7 +730,7 @@ def assert_bands(band, size, share):
 def test_one_band_drops_out_of_one_axis_or_of_both(both):
     share = 0.5 if both else 0.25
     front_end, x = AudioFrontEnd(Format(), drop=share, both=both), 0.1 * torch.randn(200, 20000)
-    clean, dropped = front_end(x), front_end(x, key=(0, 0))
+    clean, dropped = front_end(x), front_end(x, batch_key=(0, 0))
     gone = ((dropped == 0) & (clean != 0))[:, 0]  # (200, 96, Q)
     mels, frames = gone.all(2), gone.all(1)  # (200, 96), (200, Q)
     assert torch.equal(gone, mels[:, :, None] | frames[:, None, :])
@@ -743,7 +743,7 @@ def test_one_band_drops_out_of_one_axis_or_of_both(both):
         assert not (has_mels & has_frames).any()
         assert 0.35 < has_mels.float().mean() < 0.65
         assert 0.35 < has_frames.float().mean() < 0.65
-    assert torch.equal(dropped, front_end(x, key=(0, 0)))
+    assert torch.equal(dropped, front_end(x, batch_key=(0, 0)))
 
 
 # --------------------------------------------------------------------------------------------

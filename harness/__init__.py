@@ -1,1 +1,1 @@
-"""Around any run: its folder, log, checkpoint and errors. Nothing here knows what is trained."""
+"""Around any run: its folder, log, checkpoint and errors. Nothing here knows the method."""

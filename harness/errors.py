@@ -1,8 +1,6 @@
-"""What a user can fix, and how a script ends then: in one line.
+"""Errors that a user can fix end a script in one line: what is wrong, and what would be right."""
 
-The line says what is wrong and what would be right.
-"""
-
+import argparse
 import contextlib
 import os
 import sys
@@ -16,6 +14,22 @@ class BadInput(ValueError):
 def refuse(message):
     """Raise BadInput: assigned to `parser.error`, it ends a wrong flag like other wrong input."""
     raise BadInput(message)
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with the description as it is written, and with the defaults of flags."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def make_parser(description, prog=None):
+    """A parser whose help shows defaults, and that raises BadInput for wrong flags."""
+    parser = argparse.ArgumentParser(prog, description=description, formatter_class=HelpFormatter)
+    parser.error = refuse
+    return parser
 
 
 def printable(text):
@@ -38,13 +52,14 @@ def one_line_errors(script, interrupted, fixable=(BadInput, OSError), hints=None
         for kind, hint in hints.items():
             if isinstance(error, kind):
                 message = hint
+        # A DataLoader puts "Caught BadInput ..." and the traceback of its worker in front of the
+        # worker's own message.
         from_worker = "Caught " in message
+        message = message.split(f"{BadInput.__module__}.BadInput: ")[-1].strip()
         if os.environ.get("RANK", "0") != "0" and not from_worker:
             # torchrun ends all ranks at the first exit. Where all ranks raise the same error,
             # rank 0 should be the one that prints it.
             time.sleep(10)
-        # A DataLoader puts the traceback of its worker in front of the worker's own message.
-        message = message.split(f"{BadInput.__module__}.BadInput: ")[-1].strip()
         print(f"{script}: error: {printable(message)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, folders of one run, and work that may crash."""
+"""Atomic writes, folders that belong to one run, and work that may crash."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ LOCKS = []  # open files, so that each lock lives as long as this process
 def atomic_write(path, write, mark="tmp"):
     """Call `write(temporary path)`, then rename: a reader finds the old file or the new, whole.
 
-    mark  of the temporary file's name, where two processes may write the same file at the same time
+    mark  makes the temporary file's name unique where several processes write the same file
     """
     temporary = path.with_name(f".{path.name}.{mark}")
     try:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import subprocess
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from harness.files import atomic_write, lock_folder
 
 
 class Processes:
-    """The processes that torchrun has started, as one of them sees them; one without torchrun.
+    """The processes that torchrun has started, as one of them sees them.
 
-    rank, world_size    which of how many processes this is
+    rank, world_size    which of how many processes this is; 0 of 1 without torchrun
     device              its GPU, or the CPU where there is none; known after `start`
     """
 
@@ -31,6 +32,7 @@ class Processes:
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.device = None
+        self.slow_group = None  # of processes that may wait for hours
 
     def start(self):
         """Take a device and connect the processes. Raises BadInput for more processes than GPUs."""
@@ -41,19 +43,18 @@ class Processes:
                 raise BadInput(f"there are more processes than GPUs: start {gpus}, one for each")
             self.device = torch.device("cuda", self.local_rank)
             torch.cuda.set_device(self.device)
-        self.patient = None
         if self.world_size > 1:
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if self.on_gpu else "gloo")
-            # For work of hours on rank 0, such as finding the scenes of a collection.
-            self.patient = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+            # Rank 0 may work for hours while the others wait, as on the scenes of a collection.
+            self.slow_group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
 
     @property
     def on_gpu(self):
         return self.device.type == "cuda"
 
     def autocast(self):
-        """bf16 on a GPU. On a CPU fp32: bf16 gave non-finite gradients there now and then."""
+        """bf16 on a GPU; fp32 on a CPU, where bf16 sometimes gave non-finite gradients."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.on_gpu)
 
     def report(self, *words):
@@ -70,23 +71,23 @@ class Processes:
             except BadInput as error:
                 found = [error]
         if self.world_size > 1:
-            dist.broadcast_object_list(found, group=self.patient)
+            dist.broadcast_object_list(found, group=self.slow_group)
         if isinstance(found[0], BadInput):
             raise found[0]
         return found[0]
 
-    def gather(self, mine):
-        """The parts of all ranks in one list, on rank 0; an empty list elsewhere.
+    def collect_on_rank_0(self, own):
+        """The lists of all ranks as one list, on rank 0; an empty list elsewhere.
 
-        mine  a list of plain values and CPU tensors
+        own  a list of plain values and CPU tensors
         """
         if self.world_size == 1:
-            return mine
-        parts = [None] * self.world_size if self.rank == 0 else None
-        dist.gather_object(mine, parts)
-        return sum(parts or [], [])
+            return own
+        lists = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(own, lists)
+        return sum(lists or [], [])
 
-    def sum(self, *values):
+    def sum_over_ranks(self, *values):
         """The sums of these numbers over all ranks: scalar fp32 tensors on the device."""
         totals = [torch.as_tensor(x, dtype=torch.float32, device=self.device) for x in values]
         totals = torch.stack(totals)
@@ -95,7 +96,7 @@ class Processes:
         return totals.unbind()
 
     def share_buffers(self, model):
-        """Give all ranks the buffers of rank 0: each has averaged BatchNorm over its own clips."""
+        """Send the running BatchNorm statistics of rank 0 to all: each rank has kept its own."""
         if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
@@ -103,7 +104,7 @@ class Processes:
     def wait(self):
         """Wait until all ranks are here."""
         if self.world_size > 1:
-            dist.barrier(self.patient)
+            dist.barrier(self.slow_group)
 
     def end(self):
         if self.world_size > 1:
@@ -122,9 +123,9 @@ class Run:
     rank         only rank 0 writes
     settings     the arguments, plain values, which the checkpoint keeps under "args"
     may_change   names of settings that may differ when the run is resumed
-    before       {name: value}: what the settings that older checkpoints lack meant at their time
+    before       {name: value} of settings that older checkpoints lack, as it was at their time
     file         the name of the checkpoint
-    foreign      glob of the files that a folder without a checkpoint must not hold
+    foreign      glob of files of other scripts: a folder that has one and no checkpoint is theirs
 
     `checkpoint` is what this folder holds to resume from, None for a new run. Raises BadInput
     if the folder holds a run of other settings, or something else.
@@ -143,30 +144,32 @@ class Run:
         self.out = Path(out)
         self.rank = rank
         self.settings = settings
-        self.path = self.out / file
+        self.checkpoint_path = self.out / file
         self.rows = []
         self.log_file = None
         self.checkpoint = None
-        if self.path.exists():
+        if self.checkpoint_path.exists():
             self.checkpoint = self.load()
             self.compare_settings(may_change, before or {})
         else:
             found = sorted(path.name for path in self.out.glob(foreign) if path.name[0] != ".")
             if found:
                 raise BadInput(
-                    f"--out {out}: holds {found[0]} and no {file}, so it is not the folder of such "
-                    "a run; name another folder"
+                    f"--out {out}: holds {found[0]} but no {file}, so it is of something else; "
+                    "name another folder"
                 )
 
     def load(self):
         try:
-            checkpoint = torch.load(self.path, map_location="cpu", weights_only=True)
-            checkpoint.setdefault("args", checkpoint.get("settings"))  # fine-tuning's older name
-            dict(checkpoint["args"])
-        except Exception as error:  # A foreign file can make the unpickler raise nearly anything.
+            checkpoint = load_plain(self.checkpoint_path)
+            if "settings" in checkpoint:  # their name in older fine-tunings
+                checkpoint["args"] = checkpoint.pop("settings")
+            if "args" not in checkpoint:
+                raise BadInput("it names no arguments")
+        except BadInput as error:
             raise BadInput(
-                f"--out {self.out}: its {self.path.name} is not a checkpoint of ours; name another "
-                "folder"
+                f"--out {self.out}: its {self.checkpoint_path.name} is not a checkpoint of ours "
+                f"({error}); name another folder"
             ) from error
         return checkpoint
 
@@ -199,7 +202,7 @@ class Run:
         """
         if self.rank == 0:
             lock_folder(self.out)
-            if self.checkpoint is None:  # The checkpoint of an earlier run was taken away.
+            if self.checkpoint is None:  # Somebody removed it: what else is here is stale.
                 for name in ("log.jsonl", "bad.txt", "result.json"):
                     (self.out / name).unlink(missing_ok=True)
             self.rows = list(rows)
@@ -222,17 +225,17 @@ class Run:
                 file.writelines(f"{when}: {failure}\n" for failure in failures)
 
     def save(self, state):
-        """Write a checkpoint of this state, whole, or keep the one that is there."""
+        """Write a checkpoint of this state. If it is interrupted, the one before stays."""
         if self.rank == 0:
             if self.log_file is not None:
                 os.fsync(self.log_file.fileno())
             state = {**state, "args": self.settings}
-            atomic_write(self.path, lambda path: torch.save(state, path))
+            atomic_write(self.checkpoint_path, lambda path: torch.save(state, path))
 
-    def write(self, name, write):
-        """Write another file of the folder, whole or not at all: write(temporary path)."""
+    def write(self, name, write_to):
+        """Write another file of the folder, whole or not at all: write_to(temporary path)."""
         if self.rank == 0:
-            atomic_write(self.out / name, write)
+            atomic_write(self.out / name, write_to)
 
     def finish(self, result):
         """Write result.json, with the versions of what computed it."""
@@ -240,6 +243,23 @@ class Run:
             return
         text = json.dumps({**result, "versions": versions()}) + "\n"
         self.write("result.json", lambda path: path.write_text(text))
+
+
+def load_plain(path):
+    """Load a file of torch.save that holds a dict of tensors and plain values, on the CPU.
+
+    Raises BadInput with the reason for any other file.
+    """
+    warnings.filterwarnings("ignore", "Detected pickle protocol")  # We refuse such a file below.
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise BadInput(error.strerror) from error
+    except Exception as error:  # A foreign file can make the unpickler raise nearly anything.
+        raise BadInput("only tensors and plain values are read") from error
+    if not isinstance(found, dict):
+        raise BadInput("it holds no dict")
+    return found
 
 
 def versions():

@@ -62,11 +62,11 @@ class Format:
 # -------------------------------------------------------------------------------------------------
 # Random streams
 #
-# All that is random about a sample is drawn from its key, (seed, epoch, step, place in the global
-# batch), and from one of these streams. So the number of workers changes nothing, and a resumed run
-# repeats itself. What is drawn for a batch as a whole has the rank in place of the place. In
+# What is random when a sample is read is drawn from its key, (seed, epoch, step, place in the
+# global batch), and from one of these streams. So the number of workers changes nothing, and a
+# resumed run repeats itself. The front-ends draw for a batch, from (seed, epoch, step, rank). In
 # pretraining, `sampler.py` keeps streams 1 and 2 for titles and snippets; in fine-tuning there is
-# no sampler. A stream of None is the key alone.
+# no sampler. With a stream of None the key alone seeds the generator.
 # -------------------------------------------------------------------------------------------------
 
 # In pretraining.
