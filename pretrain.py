@@ -82,28 +82,18 @@ def parse_args(argv=None):
         help="snippets of a step, over all processes; each contrasts its own share (4.1)",
     )
     add("--gather", action="store_true", help="contrast the global batch (our choice: off)")
-    add("--tau", type=float, help="l2-normalised embeddings over this temperature (4.2, Table 2)")
+    add("--tau", type=float, help="temperature; then embeddings are l2-normalised (4.2, Table 2)")
     add("--jitter", type=float, default=0.0, help="sigma of the colour jitter (4.2, Table 2)")
-    add(
-        "--epochs",
-        type=int,
-        default=10,
-        help="10 (7.2), of sum M_n / batch-size steps (our choice)",
-    )
+    add("--epochs", type=int, default=10, help="of sum M_n / batch steps (7.2; the steps: ours)")
     add("--lr", type=float, default=2e-3, help="of Adam, after --warmup; then a cosine (7.2), to 0")
     add("--warmup", type=float, default=1.0, help="epochs of linear warm-up from 1e-4 (7.2)")
     add("--width", type=int, default=64, help="channels of the networks' first stage (Section 3)")
     Format.add_flags(parser)
     add("--language", help="audio track to prefer, as files tag it: eng, deu (our choice: none)")
     add("--held-out", type=float, default=0.1, help="share of the titles for Equation 2 only (4.2)")
-    add(
-        "--held-out-snippets",
-        type=int,
-        default=32,
-        help="of a held-out title, evenly spaced (ours)",
-    )
+    add("--held-out-snippets", type=int, default=32, help="of each held-out title (our choice)")
     add("--measure-every", type=float, default=1.0, help="epochs between measurements (our choice)")
-    add("--seed", type=int, default=0, help="of all that is random")
+    add("--seed", type=int, default=0, help="of all that is drawn at random")
     add(
         "--max-bad",
         type=float,
@@ -111,7 +101,7 @@ def parse_args(argv=None):
         help="stop when more than this share of the snippets cannot be read (our choice)",
     )
     add("--workers", type=int, default=8, help="processes that read, for each training process")
-    add("--save-every", type=int, default=500, help="steps of the run between checkpoints")
+    add("--save-every", type=int, default=500, help="steps between checkpoints, over the whole run")
     add("--compare", nargs="*", help=argparse.SUPPRESS)
     known, _ = parser.parse_known_args(argv)
     if known.compare is not None:
@@ -543,15 +533,14 @@ def main(args):
         lr = learning_rate(args, step, steps_per_epoch)
         optimizer.param_groups[0]["lr"] = lr
         optimizer.step()
-        # Log.
+        # Log, measure and save.
         bad += int(replaced)
         run.log_failures(f"epoch {epoch + 1} step {step_of_epoch}", sum(failures, []))
-        times = {"seconds": time.perf_counter() - tick, "waited": waited}
-        row = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr, **times}
-        run.log(step=step + 1, epoch=epoch, **row, bad=bad)
-        count_step(since_start, **times, bad=int(replaced))
-        progress = f"loss {row['loss']:.3f}, {describe_rate(since_start, args)}"
-        bar.set_postfix_str(progress, refresh=False)
+        seconds = time.perf_counter() - tick
+        row = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr, "seconds": seconds}
+        run.log(step=step + 1, epoch=epoch, **row, waited=waited, bad=bad)
+        count_step(since_start, seconds, waited, int(replaced))
+        bar.set_postfix_str(f"loss {loss:.3f}, {describe_rate(since_start, args)}", refresh=False)
         if (step + 1) % steps_to_measure == 0 or step + 1 == total_steps:
             measure(step + 1)
         too_bad = is_too_bad(since_start, args, steps_per_epoch)

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
-MEANS = 40  # The curve of the loss is cut into at most this many means.
+POINTS = 40  # The curve of the loss has at most this many points, each the mean of some steps.
 PANEL = (13 / 3, 3.2)  # Width and height of a panel, in inches.
 
 
@@ -22,7 +22,7 @@ def summarise(log, measures):
     The final value of the loss is the mean of the last tenth of the steps.
     """
     steps = [row for row in log if "loss" in row]
-    edges = np.linspace(0, len(steps), min(MEANS, len(steps)) + 1).astype(int)
+    edges = np.linspace(0, len(steps), min(POINTS, len(steps)) + 1).astype(int)
     parts = [steps[low:high] for low, high in zip(edges, edges[1:])]
     curves = {
         "loss": (
@@ -54,10 +54,14 @@ def draw(
     last_panel  a function of matplotlib's Axes that fills one more panel
     order       the labels of all pictures that belong together, so that each label has the same
                 colour in all of them
+    unit        of the measures and of the loss
     """
     titles = {**measures, "loss": loss_title}
-    names = [name for name in titles if any(curves_of(name, group) for group in groups.values())]
-    figure, panels = make_panels(len(names) + (1 if last_panel else 0))
+    names = [name for name in titles if was_measured(name, groups)]
+    count = len(names)
+    if last_panel:
+        count += 1
+    figure, panels = make_panels(count)
     order = [*order, *groups]
     for name, axes in zip(names, panels):
         style = ".-" if name in measures else "-"
@@ -85,6 +89,11 @@ def make_panels(count):
     return figure, axes[:count]
 
 
+def was_measured(name, groups):
+    """Whether any run of any label has a value of `name`."""
+    return any(curves_of(name, seeds) for seeds in groups.values())
+
+
 def curves_of(name, seeds):
     """The curves ([step], [value]) of those seeds that have measured `name`."""
     curves = [summary["curves"][name] for summary in seeds.values()]
@@ -94,7 +103,7 @@ def curves_of(name, seeds):
 def draw_curve(axes, curves, label, colour, style):
     """The mean of the seeds' curves, and their range, up to where the shortest of them ends."""
     if not curves:
-        axes.plot([], [], style, color=colour, label=label)  # The legend names it all the same.
+        axes.plot([], [], style, color=colour, label=label)  # an empty line, for the legend
         return
     length = min(len(values) for _, values in curves)
     steps, _ = curves[0]

@@ -2,11 +2,11 @@
 
     python -m lab.bench read datasets/movies    what a snippet costs to read, part by part
     python -m lab.bench step                    the speed of a training step of the paper's size
+    python -m lab.bench step --batch 64         the same, and whether 64 snippets fit in the GPU
 
-README.md has the figures of the machine that this repository was written on.
+lab/README.md has the figures of the machine that this repository was written on.
 """
 
-import argparse
 import cProfile
 import pstats
 import resource
@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data import Titles, collate
-from harness.errors import BadInput, one_line_errors, refuse
+from harness.errors import BadInput, HelpFormatter, make_parser, one_line_errors, refuse
 from lab.show import check_format
 from media.format import Format
 from media.reader import AudioConsumer, Reader, VideoConsumer
@@ -27,7 +27,7 @@ from models import AudioVisualModel
 
 BATCH = 16  # snippets of a batch of the DataLoader
 PAPER_RATE = 59  # snippets/s of one of the paper's GPUs: 10 epochs of 3,600 films in 42 hours on 8
-SIDE = 4096  # of the square matrices whose product measures the machine
+MATRIX_SIDE = 4096  # of the square matrices whose product measures the machine
 
 
 # --------------------------------------------------------------------------------------------------
@@ -54,11 +54,13 @@ def bench_read(source, fmt, snippets=400, workers=2, language=None):
 
 def draw_samples(titles, rng, count, k):
     """Draw random titles, and k random snippets of each: [(n, m, key)]."""
+    drawn_titles = rng.integers(len(titles), size=count // k).tolist()
     samples = []
-    for i, n in enumerate(rng.integers(len(titles), size=count // k).tolist()):
+    for i, n in enumerate(drawn_titles):
         for j in range(k):
             m = int(rng.integers(titles.counts[n]))
-            samples.append((n, m, (0, 0, i, j)))
+            key = (0, 0, i, j)
+            samples.append((n, m, key))
     return samples
 
 
@@ -86,12 +88,13 @@ def print_cost(titles, samples):
 
 def split_cost(profile, count):
     """Return the milliseconds of one of `count` snippets, and of each part of its reading."""
-    # {(file, line, name of a function): (_, _, _, seconds in it and in all that it calls, _)}
-    spent = pstats.Stats(profile).stats
+    stats = pstats.Stats(profile).stats
 
     def cost(function):
+        """Milliseconds that a snippet spends in the function and in all that it calls."""
         code = function.__code__
-        return 1000 / count * spent[code.co_filename, code.co_firstlineno, code.co_name][3]
+        _, _, _, seconds, _ = stats[code.co_filename, code.co_firstlineno, code.co_name]
+        return 1000 * seconds / count
 
     total = cost(Titles.__getitem__)
     parts = {
@@ -112,8 +115,8 @@ def print_rate(titles, samples, k, workers):
     batches = iter(loader)
     next(batches)  # The workers have started.
     start = time.perf_counter()
-    read = sum(len(batch["video"]) for batch in batches)
-    rate = read / (time.perf_counter() - start)
+    count = sum(len(batch["video"]) for batch in batches)
+    rate = count / (time.perf_counter() - start)
     print(
         f"{workers} workers, {k} of a title at a time: {rate:.0f} snippets/s, "
         f"as many as {rate / PAPER_RATE:.1f} GPUs take at the paper's {PAPER_RATE} each"
@@ -123,7 +126,9 @@ def print_rate(titles, samples, k, workers):
 def peak_memory():
     """The most memory that this process has had, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)  # bytes on a Mac, else KB
+    if sys.platform == "darwin":
+        return peak / 1e6  # A Mac counts bytes.
+    return peak / 1e3  # Linux counts KB.
 
 
 # --------------------------------------------------------------------------------------------------
@@ -131,8 +136,8 @@ def peak_memory():
 # --------------------------------------------------------------------------------------------------
 
 
-def bench_step(batch=2, steps=2):
-    """Print the speed of a forward and backward pass of the paper's size.
+def bench_step(batch=2, width=64, steps=2):
+    """Print the speed of a forward and backward pass of the paper's size, and the GPU's memory.
 
     The limit is what the machine reaches in a large matrix product, in the same precision.
     """
@@ -140,33 +145,48 @@ def bench_step(batch=2, steps=2):
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = AudioVisualModel().to(device)
-    square = torch.randn(SIDE, SIDE, device=device, dtype=dtype)
+    model = AudioVisualModel(width=width).to(device)
+    matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device, dtype=dtype)
     video = torch.randn(batch, 3, 16, 158, 158, device=device)
     audio = torch.randn(batch, 1, 96, 301, device=device)
 
-    def step():
+    def train():
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             z_v, z_a = model(video, audio)
         (z_v.square().mean() + z_a.square().mean()).backward()
 
     def multiply():
-        return square @ square
+        return matrix @ matrix
 
     with FlopCounterMode(display=False) as counter:
-        step()
-    operations = counter.get_total_flops() / batch  # of a snippet
-    before = seconds_of(multiply, steps)
-    speed = batch / seconds_of(step, steps)  # snippets/s
-    after = seconds_of(multiply, steps)
-    # Twice measured, because the speed of a shared machine drifts. Operations a second.
-    product = SIDE**3 / before + SIDE**3 / after
+        train()
+    snippet_flop = counter.get_total_flops() / batch
+    # The product is timed before and after, because the speed of a shared machine drifts.
+    seconds_before = seconds_of(multiply, steps)
+    speed = batch / seconds_of(train, steps)  # snippets/s
+    seconds_after = seconds_of(multiply, steps)
+    product_flop = 2 * MATRIX_SIDE**3  # multiplications and additions
+    flop_per_second = (product_flop / seconds_before + product_flop / seconds_after) / 2
     print(
         f"{device.type}, {dtype}, {torch.get_num_threads()} threads: "
-        f"{operations / 1e9:.0f} GFLOP a snippet, matrix product {product / 1e9:.0f} GFLOP/s"
+        f"{snippet_flop / 1e9:.0f} GFLOP a snippet, "
+        f"matrix product {flop_per_second / 1e9:.0f} GFLOP/s"
     )
-    limit = product / operations
+    limit = flop_per_second / snippet_flop
     print(f"{speed:.2f} snippets/s of a limit of {limit:.2f}: {speed / limit:.0%}")
+    if device.type == "cuda":
+        print_gpu_memory(model, batch)
+
+
+def print_gpu_memory(model, batch):
+    """Print the most GPU memory of the steps so far, and what Adam would take beside it."""
+    peak = torch.cuda.max_memory_reserved()
+    total = torch.cuda.get_device_properties(0).total_memory
+    adam = 2 * 4 * sum(weights.numel() for weights in model.parameters())  # two fp32 moments
+    print(
+        f"{batch} snippets take {peak / 1e9:.1f} GB of the GPU's {total / 1e9:.1f} GB, "
+        f"and Adam {adam / 1e9:.2g} GB more"
+    )
 
 
 def seconds_of(work, steps):
@@ -182,37 +202,59 @@ def seconds_of(work, steps):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        "python -m lab.bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse
+    parser = make_parser(__doc__, "python -m lab.bench")
     commands = parser.add_subparsers(dest="command", required=True)
-    read = commands.add_parser("read", help="time the reading of snippets")
-    read.error = refuse
-    read.add_argument("source", help="a folder of films (files) and shows (folders), or LIST.txt")
-    Format.add_flags(read)
-    read.add_argument("--language", help="prefer the audio track of this language: eng, deu, ...")
-    read.add_argument("--snippets", type=int, default=400, help="to read for each figure")
-    read.add_argument("--workers", type=int, default=2, help="processes that read")
-    step = commands.add_parser("step", help="time a training step of the paper's size")
-    step.error = refuse
+    add_read_flags(add_command(commands, "read", "time the reading of snippets"))
+    step = "time a training step of the paper's size; on a GPU, print the memory that it takes"
+    add_step_flags(add_command(commands, "step", step))
     return parser.parse_args(argv)
+
+
+def add_command(commands, name, help):
+    command = commands.add_parser(name, help=help, description=help, formatter_class=HelpFormatter)
+    command.error = refuse
+    return command
+
+
+def add_read_flags(parser):
+    add = parser.add_argument
+    add("source", help="a folder of films (files) and shows (folders), or LIST.txt")
+    Format.add_flags(parser)
+    add("--language", help="prefer the audio track of this language: eng, deu, ...")
+    add("--snippets", type=int, default=400, help="to read for each figure")
+    add("--workers", type=int, default=2, help="processes that read")
+
+
+def add_step_flags(parser):
+    add = parser.add_argument
+    add(
+        "--batch",
+        type=int,
+        default=2,
+        help="snippets of a step; on a GPU, raise it to find what fits before a run",
+    )
+    add("--width", type=int, default=64, help="channels of the networks' first stage")
 
 
 def main(args):
     if args.command == "step":
-        bench_step()
+        check_above_0(args, "batch", "width")
+        bench_step(args.batch, args.width)
         return
     check_format(args)
-    for name in ("snippets", "workers"):
-        if getattr(args, name) < 1:
-            raise BadInput(f"--{name} {getattr(args, name)}: must be above 0")
+    check_above_0(args, "snippets", "workers")
     bench_read(args.source, Format.of(args), args.snippets, args.workers, args.language)
+
+
+def check_above_0(args, *names):
+    for name in names:
+        value = getattr(args, name)
+        if value < 1:
+            raise BadInput(f"--{name} {value}: must be above 0")
 
 
 if __name__ == "__main__":
     fixable = (BadInput, OSError, av.error.FFmpegError)
-    with one_line_errors("python -m lab.bench", "nothing is lost", fixable):
+    hints = {torch.OutOfMemoryError: "the step needs more GPU memory; lower --batch or --width"}
+    with one_line_errors("python -m lab.bench", "nothing is lost", fixable, hints):
         main(parse_args())

@@ -3,17 +3,22 @@
     python -m lab.compare runs/*                         pictures, a table, findings.json
     python -m lab.compare lab/findings.json --out DIR    the same again, from their rows
 
-A row is what findings.json keeps of a run: `run` (the name of its folder), `seed`,
-`arguments` and `versions`; of pretrain.py also `curves` and `final` (harness/curves.py); of
-finetune.py also `task`, `pretraining` (the run that its weights are from, or None) and
-`accuracy` (from 0 to 1).
-
-    label     what sets a run apart from the others on its collection: "k = 16, w = 32"
-    groups    {label: {seed: row of pretrain.py}} of one collection
-    results   {task: {label, or "none" for no pretraining: {seed: row of finetune.py}}}
+Runs that differ in nothing but their seed are one row of the table and one curve. A RUN is the
+folder of a finished run of pretrain.py or finetune.py, or a findings.json, which has a row for
+each run that was compared.
 """
 
-import argparse
+# A row is what findings.json keeps of a run: `run` (the name of its folder), `seed` and
+# `arguments`, and of newer runs `versions`; of pretrain.py also `curves` and `final`
+# (harness/curves.py); of finetune.py also `task`, `pretraining` (the run that its weights are
+# from, or None) and `accuracy` (from 0 to 1).
+#
+#     label     what sets a run apart from the others on its collection: "k = 16, w = 32"
+#     groups    {label: {seed: row of pretrain.py}} of one collection
+#     results   {task: {label, or "none" for no pretraining: {seed: row of finetune.py}}}
+#
+# Of two rows that are the same run, or the same label and seed, the first one counts.
+
 import collections
 import json
 from functools import partial
@@ -22,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.curves import draw, legend_below
-from harness.errors import BadInput, one_line_errors, printable, refuse
+from harness.errors import BadInput, make_parser, one_line_errors, printable
 from harness.files import atomic_write
 from loss import MEASURES
 from media.collection import collection_name
@@ -47,7 +52,8 @@ def read_runs(paths):
     for path in map(Path, paths):
         for row in read_rows(path):
             if row["run"] in rows:
-                print(f"{printable(row['run'])}: given twice, the later one counts")
+                print(f"{printable(row['run'])}: given twice, the first one counts")
+                continue
             rows[row["run"]] = row
     pretrained = {name for name, row in rows.items() if "final" in row}
     if not pretrained:
@@ -113,19 +119,23 @@ def group(rows):
     """
     groups_of = {}
     for row in sorted(rows, key=sort_key):
-        collection = collection_name(row["arguments"]["data"]).removesuffix(f"-{row['seed']}")
+        # The world of seed 2 is films-2, and its collection films.
+        world = collection_name(row["arguments"]["data"])
+        collection = world.removesuffix(f"-{row['seed']}")
         groups = groups_of.setdefault(collection, {})
-        add_seed(groups.setdefault(label_of(row["arguments"]), {}), row)
+        label = label_of(row["arguments"])
+        add_seed(groups.setdefault(label, {}), row)
     return groups_of
 
 
 def sort_key(row):
     """Order by k; the whole title, the widest to the narrowest window, scenes; then the rest."""
     args = row["arguments"]
+    # Three cases: the whole title, first; a window of w snippets, by -w; a scene, last.
     if args["w"] is None:
         window = (0, 0)
     elif args["w"] == "scene":
-        window = (1, 1)
+        window = (2, 0)
     else:
         window = (1, -args["w"])
     return args["k"], window, args["jitter"], args["tau"] or 0, args["seed"]
@@ -182,13 +192,19 @@ def downstream(rows, groups):
         for row in seeds.values():
             label_of_run[row["run"]] = label
     tested = [row for row in rows if "task" in row and row["pretraining"] in label_of_run]
-    sets = {(row["task"], row["arguments"]["data"]) for row in tested if row["pretraining"]}
+    # An untrained network counts where a pretrained one was tested in the same way.
+    tests_of_pretrained = {test_of(row) for row in tested if row["pretraining"]}
     results = {}
     for row in tested:
-        if (row["task"], row["arguments"]["data"]) in sets:
-            labels = results.setdefault(row["task"], {})
-            add_seed(labels.setdefault(label_of_run[row["pretraining"]], {}), row)
+        if test_of(row) in tests_of_pretrained:
+            seeds_of = results.setdefault(row["task"], {})
+            label = label_of_run[row["pretraining"]]
+            add_seed(seeds_of.setdefault(label, {}), row)
     return results
+
+
+def test_of(row):
+    return row["task"], row["arguments"]["data"]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -202,7 +218,8 @@ def compare(paths, out):
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(row) for row in rows)
-    atomic_write(out / "findings.json", partial(Path.write_text, data=f"[\n{lines}\n]\n"))
+    findings = f"[\n{lines}\n]\n"
+    atomic_write(out / "findings.json", partial(Path.write_text, data=findings))
     groups_of = group([row for row in rows if "final" in row])
     results_of = {name: downstream(rows, groups) for name, groups in groups_of.items()}
     all_labels = distinct(label for groups in groups_of.values() for label in groups)
@@ -228,11 +245,14 @@ def draw_sweep(path, groups, results, all_labels, all_tasks):
 
     all_labels, all_tasks  those of all pictures, so that each looks the same in all of them
     """
-    results = {task: of for task, of in results.items() if len(of.keys() & groups.keys()) > 1}
+    compared = {}
+    for task, seeds_of in results.items():
+        if len(seeds_of.keys() & groups.keys()) > 1:
+            compared[task] = seeds_of
     last_panel = None
-    if results:
+    if compared:
         labels = [UNTRAINED, *groups]
-        last_panel = partial(draw_downstream, results=results, labels=labels, tasks=all_tasks)
+        last_panel = partial(draw_downstream, results=compared, labels=labels, tasks=all_tasks)
     if any("w =" in label for label in groups):
         groups = {with_window(label): seeds for label, seeds in groups.items()}
         all_labels = [with_window(label) for label in all_labels]
@@ -240,7 +260,9 @@ def draw_sweep(path, groups, results, all_labels, all_tasks):
 
 
 def with_window(label):
-    return label if "w =" in label else f"{label}, w = $M_n$"
+    if "w =" in label:
+        return label
+    return f"{label}, w = $M_n$"
 
 
 def draw_downstream(axes, results, labels, tasks):
@@ -249,18 +271,19 @@ def draw_downstream(axes, results, labels, tasks):
     The tasks are grey, because colours stand for the labels.
     """
     for i, (task, seeds_of) in enumerate(results.items()):
-        columns = [column for column, label in enumerate(labels) if label in seeds_of]
-        percent = [100 * accuracies(seeds_of[labels[column]]) for column in columns]
-        middle = np.array([values.mean() for values in percent])
-        below = middle - [values.min() for values in percent]
-        above = [values.max() for values in percent] - middle
+        tested = [label for label in labels if label in seeds_of]
+        percent = {label: 100 * accuracies(seeds_of[label]) for label in tested}
+        means = np.array([percent[label].mean() for label in tested])
+        lowest = np.array([percent[label].min() for label in tested])
+        highest = np.array([percent[label].max() for label in tested])
         grey = f"{0.7 * i / len(results):.2f}"
         marker = MARKERS[tasks.index(task) % len(MARKERS)]
-        x = np.add(columns, 0.08 * i)
-        axes.errorbar(x, middle, (below, above), ls="", label=task, color=grey, marker=marker)
-        if UNTRAINED in seeds_of:
-            untrained = middle[columns.index(labels.index(UNTRAINED))]
-            axes.axhline(untrained, ls=":", lw=0.8, color=grey)
+        # Each task is a little to the right of the one before it.
+        x = np.array([labels.index(label) for label in tested]) + 0.08 * i
+        lengths = (means - lowest, highest - means)
+        axes.errorbar(x, means, lengths, ls="", label=task, color=grey, marker=marker)
+        if UNTRAINED in percent:
+            axes.axhline(percent[UNTRAINED].mean(), ls=":", lw=0.8, color=grey)
     axes.set(title="downstream (none: without pretraining)", ylabel="top-1 %")
     axes.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in labels])
     legend_below(axes)
@@ -300,7 +323,9 @@ def spread(values):
     if len(values) == 0:
         return ""
     mean = f"{np.mean(values):.3g}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.2g}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {np.std(values, ddof=1):.2g}"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -309,12 +334,7 @@ def spread(values):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        "python -m lab.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse
+    parser = make_parser(__doc__, "python -m lab.compare")
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="the folder of a run, or a findings.json"
     )

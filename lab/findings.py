@@ -1,30 +1,33 @@
-"""What the paper finds, asked of runs on the toy world. README.md has the verdicts.
+"""What the paper finds, asked of runs on the toy world. lab/README.md has the verdicts.
 
     python -m lab.findings lab/findings.json              every verdict, with its margins
     python -m lab.findings runs/compare/findings.json     the same for your own runs
 
-A finding is a list of margins, arrays over the seeds, each of which should be above 0. They
-were written down before a result was seen. Three things changed while the runs were made:
-the size of a discrepancy counts and not its sign; w = k is held against w = M_n as well; a
-third, weaker world for finding 4 was given up before it was seen.
-
-`figures` is {(collection, label, name): (seeds,)}, see `figures_of`.
+A finding has margins, numbers for each seed, and holds where all of them are above 0. What
+each finding asks was written down before a result was looked at. Three things changed later:
+the size of a discrepancy counts, and not its sign; w = k is also compared with the whole
+title; a third, weaker world for finding 4 was given up before it was run.
 """
 
-import argparse
+# Each function that asks a finding takes the `figures` of `figures_of`,
+# {(collection, label, name): (seeds,)}, and returns a list of margins, arrays (seeds,).
+
+import itertools
 
 import numpy as np
 
-from harness.errors import one_line_errors, refuse
+from harness.errors import make_parser, one_line_errors
 from lab.compare import downstream, group, read_runs
 from loss import MEASURES
 
 DISCREPANCIES = ("kl_same_other", "gap")
+# {name of an accuracy: the task whose accuracy it is}
 PROBED = {"action": "toy-action, probe, split all", "sound": "toy-sound, probe, split all"}
 TUNED = {
     "action tuned": "toy-action, fine-tuned, split 1",
     "sound tuned": "toy-sound, fine-tuned, split 1",
 }
+TASKS = {**PROBED, **TUNED}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -79,15 +82,18 @@ def jitter_shrinks_discrepancies_less_than_k(figures):
 def no_temperature_is_a_clear_loser(figures):
     """Table 2: unnormalised embeddings, or normalised ones over one of two temperatures.
 
-    1 where no run is the worst in every seed, -1 where one is.
+    A clear loser is the worst of the three in every seed. That is no difference of two figures,
+    so a task has one margin for all seeds: -1 if it has a clear loser, and else 1.
     """
+    labels = ("k = 16", "k = 16, τ = 0.07", "k = 16, τ = 0.3")
     margins = []
     for task in PROBED:
-        labels = ("k = 16", "k = 16, τ = 0.07", "k = 16, τ = 0.3")
         accuracies = [figures["films", label, task] for label in labels]
-        worst = np.argmin(accuracies, axis=0)  # (seeds,)
-        several = len(set(worst)) > 1
-        margins.append(np.array([1.0 if several else -1.0]))
+        worst = np.argmin(accuracies, axis=0)  # (seeds,) indices of labels
+        margin = 1.0
+        if len(set(worst)) == 1:
+            margin = -1.0
+        margins.append(np.array([margin]))
     return margins
 
 
@@ -111,16 +117,21 @@ FINDINGS = {
 
 
 def ascending(figures, names, *labels):
-    """By how much each label on `films` is above the one before it, in size, for each name."""
+    """Return how much larger the figure of each label is than that of the label before it.
+
+    For each of these names, on `films`, in absolute value.
+    """
     margins = []
-    for low, high in zip(labels, labels[1:]):
+    for low, high in itertools.pairwise(labels):
         for name in names:
-            sizes = [np.abs(figures["films", label, name]) for label in (low, high)]
-            margins.append(sizes[1] - sizes[0])
+            lower = np.abs(figures["films", low, name])
+            higher = np.abs(figures["films", high, name])
+            margins.append(higher - lower)
     return margins
 
 
 def gain(figures, collection, task):
+    """Return how much k = 16 is above k = 1."""
     return figures[collection, "k = 16", task] - figures[collection, "k = 1", task]
 
 
@@ -132,27 +143,28 @@ def gain(figures, collection, task):
 def figures_of(path):
     """Return {(collection, label, name): (seeds,)} of a findings.json, in the order of the seeds.
 
-    A name is "loss", one of loss.MEASURES, or an accuracy (0 to 1): one of PROBED or of TUNED.
-    A figure that some seed lacks is not there.
+    A name is "loss", one of loss.MEASURES, or an accuracy (0 to 1): one of TASKS. A figure
+    that some seed lacks is not there.
     """
     rows = read_runs([path])
-    seeds = sorted({row["seed"] for row in rows})
-    found = {}
-    for collection, groups in group([row for row in rows if "final" in row]).items():
+    pretrained = [row for row in rows if "final" in row]
+    by_seed = {}  # {(collection, label, name): {seed: value}}
+    for collection, groups in group(pretrained).items():
         for label, runs in groups.items():
             for name in ("loss", *MEASURES):
                 finals = {seed: row["final"].get(name) for seed, row in runs.items()}
-                found[collection, label, name] = finals
+                by_seed[collection, label, name] = finals
         results = downstream(rows, groups)
-        for name, task in {**PROBED, **TUNED}.items():
+        for name, task in TASKS.items():
             for label, runs in results.get(task, {}).items():
                 accuracies = {seed: row["accuracy"] for seed, row in runs.items()}
-                found[collection, label, name] = accuracies
+                by_seed[collection, label, name] = accuracies
+    seeds = sorted({row["seed"] for row in rows})
     figures = {}
-    for which, of_seed in found.items():
-        values = [of_seed.get(seed) for seed in seeds]
+    for figure, value_of_seed in by_seed.items():
+        values = [value_of_seed.get(seed) for seed in seeds]
         if None not in values:
-            figures[which] = np.array(values)
+            figures[figure] = np.array(values)
     return figures
 
 
@@ -174,19 +186,16 @@ def print_verdicts(path):
         try:
             margins = ask(figures)
         except KeyError as error:
-            print(f"{number}  not asked: {path} has no {error} of each seed")
+            collection, label, name = error.args[0]
+            missing = f'"{name}" of "{label}" on "{collection}"'
+            print(f"{number}  not asked: {path} lacks {missing} in one seed or more")
             continue
         in_each_seed = [margin.round(3).tolist() for margin in margins]
         print(f"{number}  {verdict(margins):20} margins in each seed: {in_each_seed}")
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        "python -m lab.findings",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse
+    parser = make_parser(__doc__, "python -m lab.findings")
     parser.add_argument("findings", metavar="FILE", help="a findings.json of lab.compare")
     return parser.parse_args(argv)
 

@@ -6,12 +6,11 @@ Each mark is a snippet. Those in colour, and the shaded windows that they come f
 `sampler.HierarchicalSampler` draws at its first step.
 """
 
-import argparse
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from harness.errors import one_line_errors, refuse
+from harness.errors import make_parser, one_line_errors
 from sampler import HierarchicalSampler
 
 COUNTS = [30, 22, 24, 26, 23, 31, 32, 27]  # M_n, the snippets of each film
@@ -49,8 +48,8 @@ def draw_sampling(out):
         draw_windows(axes, sampler.windows)
         for n, m, _ in samples:
             draw_marks(axes, n, [m], width=0.8, height=0.36, color=f"C{n}")
-        titles = [n for n, _, _ in samples]
-        own = 2 * (titles.count(titles[0]) - 1)
+        title_of_sample = [n for n, _, _ in samples]
+        own = 2 * (title_of_sample.count(title_of_sample[0]) - 1)
         negatives = 2 * (len(samples) - 1)
         axes.set_title(heading(k, w), fontsize=17, fontweight="bold")
         note = f"{own} of a snippet's {negatives} negatives\nare of its own film"
@@ -91,12 +90,7 @@ def draw_windows(axes, windows):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        "python -m lab.sampling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse
+    parser = make_parser(__doc__, "python -m lab.sampling")
     default = Path(__file__).with_name("sampling.png")
     parser.add_argument("--out", type=Path, default=default, help="the picture")
     return parser.parse_args(argv)

@@ -4,11 +4,11 @@
     python -m lab.show FILE --scenes         snippet.png: novelty, and a row of pictures a scene
     python -m lab.show FOLDER --scenes       a table of the scenes of each title, printed
 
-A file, or a folder, of the toy world needs its sizes: --frames 8 --rate 16000 --n-fft 1024
---hop 256 --mels 64.
-
-T frames, P mel filters, Q audio frames; M snippets of a file.
+A file, or a folder, of the toy world needs the sizes of --toy: --frames 8 --short-side 34
+--crop 28 --rate 16000 --n-fft 1024 --hop 256 --mels 64.
 """
+
+# T frames, P mel filters, Q audio frames, S samples of sound of a snippet; M snippets of a file.
 
 import argparse
 import collections
@@ -26,7 +26,7 @@ import torch
 from matplotlib.figure import Figure
 
 from data import AudioFrontEnd, Titles, log_mel_on_one_thread
-from harness.errors import BadInput, one_line_errors, printable, refuse
+from harness.errors import BadInput, make_parser, one_line_errors, printable
 from harness.files import in_own_process
 from media.collection import probe
 from media.format import TOLERANCE, Format
@@ -49,14 +49,15 @@ def show_snippet(path, at, fmt, out, language=None):
     log_mel = AudioFrontEnd(fmt).log_mel(torch.from_numpy(waveform))  # (P, Q)
     strip = np.concatenate(crops, axis=2).transpose(1, 2, 0)  # (crop, T * crop, 3)
     figure = Figure(figsize=(fmt.frames, 4), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+    frame_panel, sound_panel = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     end = at + fmt.seconds
-    above.imshow(strip, extent=(at, end, 0, 1), aspect="auto")
+    frame_panel.imshow(strip, extent=(at, end, 0, 1), aspect="auto")
     name = printable(os.path.basename(path))
-    above.set(yticks=[], title=f"{name}: {fmt.frames} frames of {fmt.crop} x {fmt.crop} pixels")
+    title = f"{name}: {fmt.frames} frames of {fmt.crop} x {fmt.crop} pixels"
+    frame_panel.set(yticks=[], title=title)
     extent = (at, end, 0, fmt.mels)
-    below.imshow(log_mel.numpy(), extent=extent, origin="lower", aspect="auto", cmap="magma")
-    below.set(xlabel="s", ylabel="mel filter")
+    sound_panel.imshow(log_mel.numpy(), extent=extent, origin="lower", aspect="auto", cmap="magma")
+    sound_panel.set(xlabel="s", ylabel="mel filter")
     figure.savefig(out, dpi=DPI)
 
 
@@ -95,39 +96,63 @@ def show_scenes(path, fmt, out, language=None):
         problem = info.problem or f"shorter than a snippet of {fmt.seconds:g} s"
         raise BadInput(f"{path}: {problem}; name another file")
     log_mel = partial(log_mel_on_one_thread, fmt=fmt)
-    scenes, novelty, places = in_own_process(
+    scenes, novelty, pictures = in_own_process(
         find_scenes, path, info.start, count, fmt, log_mel, language
     )
-    sheet, row_height = contact_sheet(scenes, places)
-    height, width, _ = sheet.shape
-    rows = 14 * height / width  # inches
-    figure = Figure(figsize=(14, 2.5 + rows), layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=(2.5, rows))
-    starts = [scene[0] * fmt.seconds for scene in scenes]
-    above.plot(np.arange(count) * fmt.seconds / 60, novelty, lw=0.8)
-    boundaries = [start / 60 for start in starts[1:]]
-    above.vlines(boundaries, 0, novelty.max(initial=NOVEL), color="red", lw=0.8)
-    above.axhline(NOVEL, ls=":", color="gray")
-    name = printable(os.path.basename(path))
-    above.set(title=f"{name}: {len(scenes)} scenes", xlabel="minutes", ylabel="novelty")
-    below.imshow(sheet)
-    middles = (np.arange(len(scenes)) + 0.5) * row_height - 0.5
-    below.set_yticks(middles, [clock_text(start) for start in starts])
-    below.set(xticks=[], ylabel="scenes, from")
+    figure = draw_scenes(scenes, novelty, pictures, fmt.seconds, os.path.basename(path))
     figure.savefig(out, dpi=DPI)
 
 
-def contact_sheet(scenes, places):
-    """Return a row of pictures for each scene, RGB uint8, and the height of a row in pixels."""
-    height, width, _ = places[0].shape
-    row_height, column_width = height + 1, width + 1
-    sheet = np.full((len(scenes) * row_height, COLUMNS * column_width, 3), 255, np.uint8)
+def draw_scenes(scenes, novelty, pictures, seconds, name):
+    """Return a figure of the novelty (M,) above a row of pictures for each scene.
+
+    scenes    ranges of snippets
+    pictures  one of each snippet, RGB uint8
+    seconds   that a snippet lasts
+    """
+    sheet, row_height = contact_sheet(scenes, pictures)
+    sheet_height, sheet_width, _ = sheet.shape
+    # Inches; the scale keeps the pixels of the sheet square.
+    width = 14
+    novelty_height = 2.5
+    scenes_height = width * sheet_height / sheet_width
+    figure = Figure(figsize=(width, novelty_height + scenes_height), layout="constrained")
+    novelty_panel, scene_panel = figure.subplots(
+        2, 1, height_ratios=(novelty_height, scenes_height)
+    )
+
+    starts = [scene[0] * seconds for scene in scenes]
+    boundaries = [start / 60 for start in starts[1:]]  # minutes
+    novelty_panel.plot(np.arange(len(novelty)) * seconds / 60, novelty, lw=0.8)
+    novelty_panel.vlines(boundaries, 0, novelty.max(initial=NOVEL), color="red", lw=0.8)
+    novelty_panel.axhline(NOVEL, ls=":", color="gray")
+    title = f"{printable(name)}: {len(scenes)} scenes"
+    novelty_panel.set(title=title, xlabel="minutes", ylabel="novelty")
+
+    scene_panel.imshow(sheet)
+    middles = (np.arange(len(scenes)) + 0.5) * row_height - 0.5  # of the rows, in pixels
+    scene_panel.set_yticks(middles, [clock_text(start) for start in starts])
+    scene_panel.set(xticks=[], ylabel="scenes, from")
+    return figure
+
+
+def contact_sheet(scenes, pictures):
+    """Return a row of pictures for each scene, RGB uint8, and the height of a row in pixels.
+
+    A scene of more than COLUMNS snippets shows every second, third, ... of them.
+    """
+    height, width, _ = pictures[0].shape
+    # White lines of one pixel lie between the pictures.
+    row_height = height + 1
+    column_width = width + 1
+    shape = (len(scenes) * row_height, COLUMNS * column_width, 3)
+    sheet = np.full(shape, 255, np.uint8)
     for row, scene in enumerate(scenes):
-        every = math.ceil(len(scene) / COLUMNS)
-        for column, m in enumerate(scene[::every]):
-            y = row * row_height
+        y = row * row_height
+        step = math.ceil(len(scene) / COLUMNS)
+        for column, m in enumerate(scene[::step]):
             x = column * column_width
-            sheet[y : y + height, x : x + width] = places[m]
+            sheet[y : y + height, x : x + width] = pictures[m]
     return sheet, row_height
 
 
@@ -171,10 +196,7 @@ def print_precision(titles, truth):
         print(f"{truth}: has other snippets, not compared; those of the toy world need {sizes}")
         return
     true = true_boundaries(rows)
-    found = set()
-    for n, lengths in enumerate(titles.scenes):
-        first_snippets = np.cumsum(lengths)[:-1].tolist()
-        found.update((n, m) for m in first_snippets)
+    found = found_boundaries(titles.scenes)
     right = len(found & true)
     precision = right / max(1, len(found))
     recall = right / max(1, len(true))
@@ -184,8 +206,20 @@ def print_precision(titles, truth):
     )
 
 
+def found_boundaries(scenes):
+    """Return {(title, snippet)} of the snippets with which a scene begins.
+
+    The first scene of a title is left out. scenes[n] has the lengths of the scenes of title n.
+    """
+    boundaries = set()
+    for n, lengths in enumerate(scenes):
+        first_snippets = np.cumsum(lengths)[:-1].tolist()
+        boundaries.update((n, m) for m in first_snippets)
+    return boundaries
+
+
 def true_boundaries(rows):
-    """Return {(title, snippet)} of the snippets with which a scene begins, but for the first."""
+    """Return the same of the rows of truth.csv."""
     boundaries = set()
     for before, row in itertools.pairwise(rows):
         if row["title"] == before["title"] and row["scene"] != before["scene"]:
@@ -199,19 +233,14 @@ def true_boundaries(rows):
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        "python -m lab.show",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse
+    parser = make_parser(__doc__, "python -m lab.show")
     add = parser.add_argument
     add("source", help="a media file, or its URL; for --scenes also a folder or LIST.txt")
     Format.add_flags(parser)
     add("--language", help="prefer the audio track of this language, as files tag it: eng, deu")
     add("--at", type=clock_time, default=0.0, help="where the snippet begins: 00:31:00, or seconds")
     add("--scenes", action="store_true", help="show all scenes, as --w scene finds them")
-    add("--out", default="snippet.png", help="the picture (default snippet.png)")
+    add("--out", default="snippet.png", help="the picture to write")
     return parser.parse_args(argv)
 
 
@@ -232,7 +261,7 @@ def check_format(args):
     """Raise BadInput for sizes that no snippet can have."""
     sizes = Format.of(args)
     for name, value in vars(sizes).items():
-        if not value > 0:  # NaN is neither.
+        if not value > 0:  # This refuses NaN as well.
             raise BadInput(f"--{name.replace('_', '-')} {value}: must be above 0")
     if sizes.crop > sizes.short_side:
         raise BadInput(f"--crop {sizes.crop}: must be --short-side ({sizes.short_side}) or less")
@@ -241,6 +270,11 @@ def check_format(args):
 def main(args):
     check_format(args)
     fmt = Format.of(args)
+    if "://" not in args.source and not os.path.exists(args.source):
+        raise BadInput(
+            f"{args.source}: no such file or folder; name a media file, or its URL; "
+            "with --scenes also a folder or LIST.txt"
+        )
     is_collection = os.path.isdir(args.source) or args.source.endswith(".txt")
     if is_collection and not args.scenes:
         raise BadInput(

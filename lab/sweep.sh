@@ -81,7 +81,8 @@ tune() {
     --seed "$seed" "$@" --out "$out" || true
 }
 
-# Print all jobs, a line each. The headline is the first four.
+# Print all jobs, a line each, and for each flags a line for each seed. The headline has one
+# seed, so its jobs, the four values of k, are the first four lines.
 list_jobs() {
   local seed task name k flags
   for flags in \

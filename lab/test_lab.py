@@ -6,10 +6,12 @@ import re
 import shlex
 import shutil
 import subprocess
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from matplotlib.figure import Figure
 
@@ -37,7 +39,9 @@ from media.format import Format
 
 LAB = Path(__file__).parent
 NOTEBOOK = (LAB / "README.md").read_text()
-TOY_SIZES = "--frames 8 --rate 16000 --n-fft 1024 --hop 256 --mels 64".split()
+TOY_SIZES = """
+    --frames 8 --short-side 34 --crop 28 --rate 16000 --n-fft 1024 --hop 256 --mels 64
+""".split()
 
 
 def contrast(path):
@@ -77,6 +81,7 @@ def test_what_showing_a_snippet_refuses(film, tmp_path):
     assert "none/x.png" in refused("lab.show", film, "--out", missing)
     silent = write_film(tmp_path / "silent.mp4", seconds=4, audio=None)
     assert "no audio in it" in refused("lab.show", silent)
+    assert "nope: no such file or folder; name a media file" in refused("lab.show", "nope")
     folder = refused("lab.show", film.parent)
     assert "name one file of it, or add --scenes" in folder
 
@@ -95,7 +100,10 @@ def test_the_scenes_of_a_file_are_drawn(toy, tmp_path):
 
 
 def true_boundaries(world):
-    """{(title, snippet)} with which a scene begins, but for the first of each film."""
+    """{(title, snippet)} with which a scene begins, but for the first of each film.
+
+    Written apart from lab.show.true_boundaries on purpose, because it checks what that prints.
+    """
     boundaries = set()
     title_before, scene_before = None, None
     for line in (world / "truth.csv").read_text().splitlines()[1:]:
@@ -146,11 +154,21 @@ def test_reading_is_timed(film):
 
 def test_a_training_step_is_timed(monkeypatch, capsys):
     """At width 8, on a small product; the full width takes a minute."""
-    monkeypatch.setattr(lab.bench, "SIDE", 256)
-    model = lab.bench.AudioVisualModel
-    monkeypatch.setattr(lab.bench, "AudioVisualModel", lambda: model(width=8))
-    lab.bench.bench_step(batch=1, steps=1)
-    assert re.search(r"\d+\.\d\d snippets/s of a limit of \d+\.\d\d: \d+%", capsys.readouterr().out)
+    monkeypatch.setattr(lab.bench, "MATRIX_SIDE", 256)
+    lab.bench.main(lab.bench.parse_args("step --batch 1 --width 8".split()))
+    printed = capsys.readouterr().out
+    assert re.search(r"\d+\.\d\d snippets/s of a limit of \d+\.\d\d: \d+%", printed)
+    assert "--batch 0: must be above 0" in refused("lab.bench", "step", "--batch", 0)
+
+
+def test_the_gpu_memory_of_a_step_is_printed(monkeypatch, capsys):
+    """With made-up readings, because tests use no GPU."""
+    gpu = types.SimpleNamespace(total_memory=80e9)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 33e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    lab.bench.print_gpu_memory(torch.nn.Linear(1000, 1000, bias=False), batch=64)
+    expected = "64 snippets take 33.0 GB of the GPU's 80.0 GB, and Adam 0.008 GB more\n"
+    assert capsys.readouterr().out == expected
 
 
 # --------------------------------------------------------------------------------------------------
@@ -294,7 +312,7 @@ def test_two_runs_of_one_seed_count_as_one(run, tmp_path):
     assert "zz: differs from whole in neither k, w" in printed
     assert table_of(printed)["k = 4, w = 8"][1] == "1"
     _, printed, _ = run_script("lab.compare", run, run, "--out", tmp_path / "out")
-    assert "whole: given twice, the later one counts" in printed
+    assert "whole: given twice, the first one counts" in printed
 
 
 def test_what_comparing_refuses(tmp_path):
@@ -550,7 +568,8 @@ def test_the_verdicts_are_printed(tmp_path):
     rows = [row for row in made_up_rows() if row["run"] != "films-2-k4"]
     (tmp_path / "part.json").write_text(json.dumps(rows))
     _, printed, _ = run_script("lab.findings", tmp_path / "part.json")
-    assert "1  not asked: " in printed and "3  holds" in printed
+    missing = 'lacks "kl_same_other" of "k = 4" on "films" in one seed or more'
+    assert f"1  not asked: {tmp_path}/part.json {missing}" in printed and "3  holds" in printed
     assert "no finished run" in refused("lab.findings", tmp_path / "none.json")
 
 

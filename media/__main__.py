@@ -2,7 +2,7 @@
 
     python -m media toy datasets/toy                    render small films and two labelled sets
     python -m media check FILMS                         list titles, their lengths and problems
-    python -m media prepare FILMS datasets/movies       transcode FILMS to what is read fastest
+    python -m media prepare FILMS datasets/movies       transcode FILMS to files that read fast
     python -m media prepare FILMS datasets/movies --shard 2/4    on the second of four machines
 
 FILMS is a folder of films (files) and shows (folders), or LIST.txt with a title on each line:
@@ -15,7 +15,7 @@ import re
 
 import av
 
-from harness.errors import BadInput, moved, one_line_errors, refuse
+from harness.errors import BadInput, make_parser, moved, one_line_errors, refuse
 from media.collection import check
 from media.format import Format
 from media.prepare import prepare
@@ -35,34 +35,30 @@ FROM_ZERO = ("seed", "artefacts")  # Flags that may be 0; other numbers are abov
 
 def parse_args(argv=None):
     """Parse the command line. Raises BadInput for a flag that is unknown or malformed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m media",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.error = refuse
+    parser = make_parser(__doc__, prog="python -m media")
     commands = parser.add_subparsers(dest="command", required=True)
-    add_toy_flags(add_command(commands, "toy", "render the toy world"))
-    add_check_flags(add_command(commands, "check", "list titles, their lengths and problems"))
-    add_prepare_flags(add_command(commands, "prepare", "transcode to what is read fastest"))
+    for name, help, add_flags in (
+        ("toy", "render the toy world", add_toy_flags),
+        ("check", "list titles, their lengths and problems", add_check_flags),
+        ("prepare", "transcode to files that read fast", add_prepare_flags),
+    ):
+        command = commands.add_parser(
+            name, help=help, description=help, formatter_class=parser.formatter_class
+        )
+        command.error = refuse
+        add_flags(command)
     return parser.parse_args(argv)
-
-
-def add_command(commands, name, help):
-    command = commands.add_parser(name, help=help, description=help)
-    command.error = refuse
-    return command
 
 
 def add_toy_flags(parser):
     add = parser.add_argument
     add("dir", help="a folder that does not exist yet, or is empty")
     add("--seed", type=int, default=0, help="the same seed gives the same bytes")
-    artefacts = "strength of what betrays a title, 0 to 1 (default 0.5)"
+    artefacts = "strength of what betrays a title, 0 to 1"
     add("--artefacts", type=float, default=0.5, help=artefacts)
-    add("--titles", type=int, default=64, help="number of films (default 64)")
-    add("--snippets", type=int, default=128, help="of 1.6 s, in a film (default 128)")
-    clips = "labelled clips of each class, to train and to test on (default 20 40)"
+    add("--titles", type=int, default=64, help="number of films")
+    add("--snippets", type=int, default=128, help="length of a film, in snippets of 1.6 s")
+    clips = "labelled clips of each class, to train and to test on"
     add("--clips", type=int, nargs=2, metavar=("TRAIN", "TEST"), default=[20, 40], help=clips)
 
 
@@ -70,7 +66,7 @@ def add_check_flags(parser):
     parser.add_argument("source", help=COLLECTION)
     Format.add_flags(parser, "frames", "fps")
     add_language(parser)
-    steps = "global batch size, for the number of steps an epoch (default 512)"
+    steps = "global batch size, for the number of steps an epoch"
     parser.add_argument("--batch-size", type=int, default=512, help=steps)
     parser.add_argument("--scenes", action=ScenesMoved, nargs=0, help=argparse.SUPPRESS)
 
@@ -80,9 +76,9 @@ def add_prepare_flags(parser):
     parser.add_argument("target", help="the folder to write")
     Format.add_flags(parser, "frames", "fps", "short_side", "rate")
     add_language(parser)
-    workers = "files at a time (default: one a core)"
+    workers = "files at a time; one a core if not given"
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help=workers)
-    shard = "i/n: do the share of the i-th of n machines (default 1/1)"
+    shard = "i/n: do the share of the i-th of n machines"
     parser.add_argument("--shard", default="1/1", help=shard)
 
 
@@ -116,13 +112,13 @@ def check_args(args):
 
 
 def parse_shard(text):
-    """ "2/4" -> (2, 4). Raises BadInput if that is not one of n shares."""
+    """ "2/4" -> (2, 4): (machine, machines). Raises BadInput for what is no such share."""
     match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     if match:
-        i = int(match[1])
-        n = int(match[2])
-        if 1 <= i <= n:
-            return i, n
+        machine = int(match[1])
+        machines = int(match[2])
+        if 1 <= machine <= machines:
+            return machine, machines
     raise BadInput(f"--shard {text}: must be i/n, the i-th of n, such as 1/4")
 
 

@@ -34,6 +34,10 @@ MEDIA = frozenset(
 )
 CONTENTS = "films (files) and shows (folders of files)"  # for messages
 
+# A higher number makes results stale that earlier versions have stored.
+INDEX_VERSION = 1
+SCENES_VERSION = 1
+
 # Files that are probed at a time: FFmpeg mostly waits, and it does not hold Python's lock.
 PROBES = 32
 
@@ -55,15 +59,16 @@ class Collection:
 
     names    names[n]: the entry of the folder, or the line of the list
     parts    parts[n]: [(path, start in s, whole snippets)] of its usable files, in order
-    skipped  [(path, why)] of files, and of titles without files, that cannot be used
-    titles   [(name, [path])] of all titles and files, usable or not
-    index    {path: FileInfo} of all files
+    skipped  [(path, problem)] of files, and of titles without files, that cannot be used
+
+    all_titles  [(name, [path])] of all titles and files, usable or not
+    index       {path: FileInfo} of all files
     """
 
     names: list
     parts: list
     skipped: list
-    titles: list
+    all_titles: list
     index: dict
 
     @property
@@ -82,7 +87,7 @@ def read_collection(source, fmt, language=None, quiet=True):
     titles = list_titles(os.fspath(source))
     all_paths = [path for _, paths in titles for path in paths]
     index = index_files(all_paths, source, language, quiet)
-    collection = Collection(names=[], parts=[], skipped=[], titles=titles, index=index)
+    collection = Collection(names=[], parts=[], skipped=[], all_titles=titles, index=index)
     for name, paths in titles:
         if not paths:
             collection.skipped.append((name, "no media files in it"))
@@ -92,17 +97,17 @@ def read_collection(source, fmt, language=None, quiet=True):
             collection.names.append(name)
             collection.parts.append(part)
     if not collection.names:
-        path, why = collection.skipped[0]
+        path, problem = collection.skipped[0]
         raise BadInput(
-            f"{source}: none of its {len(collection.skipped)} files can be used; "
-            f"{path}: {why}. A file needs video and sound of {fmt.seconds:g} s or more; "
+            f"{source}: nothing in it can be used, {len(collection.skipped)} skipped; "
+            f"{path}: {problem}. A file needs video and sound of {fmt.seconds:g} s or more; "
             "join files that are shorter"
         )
     return collection
 
 
 def split_files(paths, index, fmt):
-    """Return (the part of a title, [(path, why)] of its files that cannot be used)."""
+    """Return (the part of a title, [(path, problem)] of its files that cannot be used)."""
     part = []
     skipped = []
     for path in paths:
@@ -158,7 +163,8 @@ def titles_of_list(source):
     """Each line that is not blank is a title, even one that has no files."""
     folder = os.path.dirname(source)
     titles = []
-    # A path need not be valid UTF-8, and an editor may have put a byte order mark in front.
+    # An editor may have put a byte order mark in front, which is no part of the first path.
+    # A path need not be valid UTF-8, and "surrogateescape" gives its bytes back to the system.
     with open(source, encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = file.read().split("\n")
     for line in lines:
@@ -214,7 +220,7 @@ def has_media_extension(path):
 def collection_name(data):
     """Return the name of a collection: its folder's or its list's.
 
-    The films of a toy world, WORLD/films, are named after the world.
+    A folder called films is named after the folder that it is in, as in a toy world.
     """
     path = Path(data).resolve()
     if path.name == "films":
@@ -273,16 +279,24 @@ def describe_audio(stream):
 
 def index_files(paths, source, language=None, quiet=True):
     """Return {path: FileInfo}. A file with a problem is probed again at each call."""
-    found = cached(
-        depends_on=[os.path.abspath(source), os.fspath(source), language, 1],
+    results = cached(
+        depends_on=[*identify(source), language, INDEX_VERSION],
         paths=paths,
         work=partial(probe, language=language),
         workers=PROBES,
-        label=f"index {source}",
-        quiet=quiet,
+        progress=partial(tqdm, desc=f"index {source}", disable=quiet, unit="file"),
         worth_keeping=has_no_problem,
     )
-    return {path: FileInfo(*info) for path, info in found.items()}
+    return {path: FileInfo(*info) for path, info in results.items()}
+
+
+def identify(source):
+    """Return what tells this source, as it is given here, from others.
+
+    Two folders may be given by the same relative path. And the paths of files, by which
+    results are stored, begin with the source as it is given.
+    """
+    return [os.path.abspath(source), os.fspath(source)]
 
 
 def has_no_problem(info):
@@ -297,33 +311,33 @@ def index_scenes(parts, source, fmt, log_mel, language=None, quiet=True):
     Every file is read from start to end, on all cores. One that cannot be read counts as a
     single scene.
     """
-    spans = {path: (start, count) for part in parts for path, start, count in part}
-    location = [os.path.abspath(source), os.fspath(source)]
+    snippets = {}  # {path: (when the first begins in s, how many there are)}
+    for part in parts:
+        for path, start, count in part:
+            snippets[path] = (start, count)
     settings = [fmt.frames, fmt.fps, fmt.rate, fmt.n_fft, fmt.hop, fmt.mels]
-    work = partial(scene_lengths, spans=spans, fmt=fmt, log_mel=log_mel, language=language)
-    found = cached(
-        depends_on=["scenes", *location, language, *settings, 1],
-        paths=spans,
-        work=work,
+    results = cached(
+        depends_on=["scenes", *identify(source), language, *settings, SCENES_VERSION],
+        paths=list(snippets),
+        work=partial(scene_lengths, snippets=snippets, fmt=fmt, log_mel=log_mel, language=language),
         workers=os.cpu_count(),
-        label=f"scenes {source}",
-        quiet=quiet,
+        progress=partial(tqdm, desc=f"scenes {source}", disable=quiet, unit="file"),
         worth_keeping=is_not_none,
     )
     index = {}
-    for path, (_, count) in spans.items():
-        lengths = found[path]
+    for path, (_, count) in snippets.items():
+        lengths = results[path]
         if lengths is None or sum(lengths) != count:
             lengths = [count]
         index[path] = lengths
     return index
 
 
-def scene_lengths(path, spans, fmt, log_mel, language):
+def scene_lengths(path, snippets, fmt, log_mel, language):
     """Return the lengths of a file's scenes, in snippets, or None if it cannot be read."""
-    args = (*spans[path], fmt, log_mel, language)
+    start, count = snippets[path]
     try:
-        scenes, _, _ = in_own_process(find_scenes, path, *args)
+        scenes, _, _ = in_own_process(find_scenes, path, start, count, fmt, log_mel, language)
     except BadInput as error:
         message = f"{printable(path)} counts as one scene: {printable(error)}"
         tqdm.write(message, file=sys.stderr)
@@ -340,13 +354,12 @@ def is_not_none(lengths):
 # -------------------------------------------------------------------------------------
 
 
-def cached(depends_on, paths, work, workers, label, quiet, worth_keeping):
+def cached(depends_on, paths, work, workers, progress, worth_keeping):
     """Return {path: work(path)}; each result is stored until its file changes.
 
     depends_on     JSON values: all that the results depend on besides the files
     workers        how many threads call `work`
-    label          of the progress bar
-    quiet          whether to hide the progress bar
+    progress       tqdm, with the label of the bar
     worth_keeping  says whether to store a result; one that is not stored is worked out
                    again at the next call, when the user may have fixed the file
     """
@@ -357,15 +370,15 @@ def cached(depends_on, paths, work, workers, label, quiet, worth_keeping):
     new = [path for path in paths if path not in results]
     if not new:
         return results
-    written = time.monotonic()
+    last_write = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
-        found = zip(new, pool.map(work, new))
+        new_results = pool.map(work, new)  # in the order of `new`, as they come
         try:
-            for path, result in tqdm(found, label, len(new), disable=quiet, unit="file"):
+            for path, result in progress(zip(new, new_results), total=len(new)):
                 results[path] = result
-                if time.monotonic() > written + WRITE_EVERY:
+                if time.monotonic() > last_write + WRITE_EVERY:
                     write_results(cache, results, stamps, worth_keeping)
-                    written = time.monotonic()
+                    last_write = time.monotonic()
         finally:
             # An interrupted call, too, stores what it has found.
             pool.shutdown(wait=False, cancel_futures=True)
@@ -432,21 +445,24 @@ def write_results(cache, results, stamps, worth_keeping):
 def check(source, fmt, language=None, batch_size=512):
     """Print a table of the titles, what is skipped and why, and totals.
 
+    The hours are those of the files, so they are a little more than the whole snippets last.
+
     batch_size  the global one, for the number of steps of an epoch
     Raises BadInput as `read_collection` does.
     """
     collection = read_collection(source, fmt, language, quiet=False)
     print_titles(collection)
-    for path, why in collection.skipped:
-        print(f"skipped {printable(path)}: {why}")
-    for name, paths in collection.titles:
+    for path, problem in collection.skipped:
+        print(f"skipped {printable(path)}: {problem}")
+    for name, paths in collection.all_titles:
         print_lost_share(name, [collection.index[path] for path in paths], fmt)
+    hours = sum(hours_of(collection, part) for part in collection.parts)
     total = sum(collection.counts)
     print(
-        f"{len(collection.names)} titles, {total * fmt.seconds / 3600:.1f} h, "
-        f"{total} snippets of {fmt.seconds:g} s, "
-        f"{total // batch_size} steps an epoch of batches of {batch_size}; "
-        f"{len(collection.skipped)} files skipped"
+        f"{len(collection.names)} titles, {hours:.2f} h of files, "
+        f"{total} whole snippets of {fmt.seconds:g} s ({total * fmt.seconds / 3600:.2f} h), "
+        f"{len(collection.skipped)} skipped; {total // batch_size} steps an epoch in batches "
+        f"of {batch_size}, if it trains on all titles (pretrain.py holds 10 % of them out)"
     )
 
 
@@ -455,15 +471,21 @@ def print_titles(collection):
     print(f"{'hours':>7} {'M_n':>6} {'files':>5}  {'video':<28} {'audio':<28} title")
     for name, part, count in zip(collection.names, collection.parts, collection.counts):
         files = [collection.index[path] for path, _, _ in part]
-        hours = sum(file.end - file.start for file in files) / 3600
+        hours = hours_of(collection, part)
         video = in_words([file.video for file in files])
         audio = in_words([file.audio for file in files])
         print(f"{hours:7.2f} {count:6} {len(part):5}  {video:<28} {audio:<28} {printable(name)}")
 
 
-def in_words(kinds):
-    """Each kind once, in the order in which they first occur."""
-    return ", ".join(dict.fromkeys(kinds))
+def hours_of(collection, part):
+    """How long the files of a title last, as far as both the video and the sound do."""
+    files = [collection.index[path] for path, _, _ in part]
+    return sum(file.end - file.start for file in files) / 3600
+
+
+def in_words(descriptions):
+    """Each description once, in the order in which they first occur."""
+    return ", ".join(dict.fromkeys(descriptions))
 
 
 def print_lost_share(name, files, fmt):

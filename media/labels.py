@@ -1,7 +1,7 @@
 """The labelled sets, each read in the layout in which its authors publish it.
 
 Each function takes (root, split, train): the folder, the number of the split, and True for
-the part to train on or False for the part to test on. It returns [(path, label)] and the
+the half to train on or False for the half to test on. It returns [(path, label)] and the
 names of the classes. It raises BadInput, with the layout that it expects, for a list that
 is missing or not as published. Whether the listed clips exist is not checked here.
 """
@@ -51,12 +51,12 @@ def read_lines(path):
 def ucf101(root, split, train):
     """Return [(path, label)] and class names of UCF101, by the official split 1, 2 or 3."""
     root = Path(root)
-    part = "train" if train else "test"
+    half = "train" if train else "test"
     with published("ucf101", root):
         class_lines = read_lines(root / "ucfTrainTestlist/classInd.txt")
         names = [line.split()[1] for line in class_lines]  # "3 Archery"
         items = []
-        for line in read_lines(root / f"ucfTrainTestlist/{part}list{split:02d}.txt"):
+        for line in read_lines(root / f"ucfTrainTestlist/{half}list{split:02d}.txt"):
             file = line.split()[0]  # In a training list, the label follows the file.
             label = names.index(file.split("/")[0])
             items.append((root / "UCF-101" / file, label))
@@ -71,16 +71,17 @@ def hmdb51(root, split, train):
     root = Path(root)
     folder = root / "testTrainMulti_7030_splits"
     ending = f"_test_split{split}.txt"
-    wanted = "1" if train else "2"
+    half = "1" if train else "2"  # as the lists mark it
     with published("hmdb51", root):
         names = sorted(path.name.removesuffix(ending) for path in folder.glob("*" + ending))
         if not names:
-            names = ["brush_hair"]  # So the path of a list that is missing is reported.
+            # No list is there. This class is published, so the error below names its list.
+            names = ["brush_hair"]
         items = []
         for label, name in enumerate(names):
             for line in read_lines(folder / (name + ending)):
-                file, part = line.split()
-                if part == wanted:
+                file, mark = line.split()
+                if mark == half:
                     items.append((root / "hmdb51_org" / name / file, label))
     return items, names
 

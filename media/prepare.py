@@ -1,7 +1,8 @@
-"""Transcode a collection to files from which a snippet is read fastest.
+"""Transcode a collection to files that read fast.
 
-T is the number of frames of a snippet, S its samples of sound. Images are RGB uint8
-(F, H, W, 3), F frames; sound is mono float32 in [-1, 1]. All times are in seconds.
+T is the number of frames of a snippet, S its samples of sound, and c a number of snippets that
+are handled together. An image is RGB uint8 (H, W, 3), and images are a list of them or an array.
+Sound is mono float32; what lies outside [-1, 1] is clipped. All times are in seconds.
 """
 
 import contextlib
@@ -62,15 +63,15 @@ NOTE = ".prepared.json"  # in a prepared folder: from which source it was made, 
 def write_media(path, pieces, fmt, picture, sound):
     """Write a media file of whole snippets; the same input gives the same bytes.
 
-    pieces   (images (n * T, H, W, 3), waveform (n * S,)) of any number n of snippets, in
-             order; sound beyond [-1, 1] is clipped
+    pieces   [(c * T images, waveform (c * S,))] in order, each of any number c of snippets
     picture  (codec of the video, its options)
     sound    (codec of the sound, its options)
     Raises av.error.FFmpegError and OSError.
 
-    A group of pictures is as long as a snippet, and begins LEAD before one. So one seek to
-    it finds the beginning of the snippet's sound as well, which lies just before the
-    snippet's pictures in the file. There are no B-frames.
+    A group of pictures is as long as a snippet, and begins LEAD before one, rounded up to whole
+    frames: 0.2 s at 5 frames a second. So one seek to it finds the beginning of the snippet's
+    sound as well, which lies just before the snippet's pictures in the file. There are no
+    B-frames.
     """
     container = "mp4" if sound[0] == "flac" else "matroska"
     lead = math.ceil(LEAD * fmt.fps)  # frames
@@ -80,8 +81,8 @@ def write_media(path, pieces, fmt, picture, sound):
         for m, (images, waveform) in enumerate(single_snippets(pieces, fmt)):
             if m == 0:
                 video.height, video.width = images[0].shape[:2]
-            for i, image in enumerate(images):
-                number = m * fmt.frames + i
+            for t, image in enumerate(images):
+                number = m * fmt.frames + t
                 frame = video_frame(image, number, video)
                 if (number + lead) % fmt.frames == 0:
                     frame.pict_type = PictureType.I
@@ -135,12 +136,15 @@ def video_frame(image, number, stream):
     return frame
 
 
-def audio_frame(waveform, start, rate):
-    """Return the 16-bit av.AudioFrame of a waveform (n,) whose first sample is the `start`-th."""
-    samples = (32767 * waveform.clip(-1, 1)).round().astype(np.int16)
-    frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+def audio_frame(waveform, first_sample, rate):
+    """Return the 16-bit av.AudioFrame of a waveform (S,).
+
+    first_sample  its number in the stream
+    """
+    sound = (32767 * waveform.clip(-1, 1)).round().astype(np.int16)
+    frame = av.AudioFrame.from_ndarray(sound[None], format="s16", layout="mono")
     frame.sample_rate = rate
-    frame.pts = start
+    frame.pts = first_sample
     frame.time_base = Fraction(1, rate)
     return frame
 
@@ -150,21 +154,22 @@ def audio_frame(waveform, start, rate):
 # ----------------------------------------------------------------------------------------
 
 
-def prepare_file(path, destination, span, fmt, language):
+def prepare_file(path, destination, extent, fmt, language):
     """Transcode one file, whole or not at all.
 
-    span  (start, end) of what its video and its sound both cover
+    extent  (start, end) of what its video and its sound both cover
     Returns (snippets written, damaged snippets skipped, bytes). Raises BadInput.
     """
     remove_leftovers(destination)
     with contextlib.closing(Reader(path, language)) as reader:
-        film = Film(reader, span, fmt)
-        write = partial(write_media, pieces=film.pieces(), fmt=fmt, **PREPARED)
+        source = SourceFile(reader, extent, fmt)
+        write = partial(write_media, pieces=source.pieces(), fmt=fmt, **PREPARED)
         try:
             atomic_write(destination, write, os.getpid())
         except (av.error.FFmpegError, OSError) as error:
-            raise BadInput(f"{path}: {error.strerror}") from error
-    return film.count - film.damaged, film.damaged, destination.stat().st_size
+            raise BadInput(f"{path}: {error.strerror or error}") from error
+    written = source.count - source.damaged
+    return written, source.damaged, destination.stat().st_size
 
 
 def remove_leftovers(destination):
@@ -175,15 +180,15 @@ def remove_leftovers(destination):
             os.unlink(destination.parent / name)
 
 
-class Film:
+class SourceFile:
     """The snippets of an open file, with all images of one shape, as `write_media` takes them.
 
     count    whole snippets in the file
     damaged  how many of them could not be read so far
     """
 
-    def __init__(self, reader, span, fmt):
-        start, end = span
+    def __init__(self, reader, extent, fmt):
+        start, end = extent
         self.reader = reader
         self.start = start
         self.fmt = fmt
@@ -206,8 +211,9 @@ class Film:
     def image_of(self, frame):
         """Return an av.VideoFrame in the shape of the file's first image.
 
-        Where a broadcast changes from 16:9 to 4:3, that is the middle of an image which is just
-        large enough. Both sides are even, because yuv420p has one colour for 2 x 2 pixels.
+        Where a broadcast changes from 16:9 to 4:3, its new images are enlarged until they
+        cover that shape, and what is too much is cut off at both sides. All sides are even,
+        because yuv420p has one colour for 2 x 2 pixels.
         """
         image = self.reader.resize(frame, self.fmt.short_side, multiple=2)
         if self.shape is None:
@@ -215,6 +221,7 @@ class Film:
         height, width, _ = self.shape
         if image.shape != self.shape:
             enlarged = max(height / image.shape[0], width / image.shape[1])
+            # Even, and up to 4 pixels more, so that no rounding makes a side too short.
             short_side = math.ceil(enlarged * self.fmt.short_side / 2 + 1) * 2
             image = self.reader.resize(frame, short_side, multiple=2)
         top = (image.shape[0] - height) // 2
@@ -233,13 +240,13 @@ class Job:
 
     path: str
     destination: Path
-    span: tuple  # (start, end)
+    extent: tuple  # (start, end)
     fmt: Format
     language: str | None
 
     @property
     def seconds(self):
-        start, end = self.span
+        start, end = self.extent
         return end - start
 
     @property
@@ -257,7 +264,7 @@ class Job:
     def run(self):
         """Run `prepare_file` in a process of its own."""
         return in_own_process(
-            prepare_file, self.path, self.destination, self.span, self.fmt, self.language
+            prepare_file, self.path, self.destination, self.extent, self.fmt, self.language
         )
 
 
@@ -266,7 +273,7 @@ class Summary:
     """What one call does, as it is known so far."""
 
     titles: int
-    skipped: list  # (title or path, why)
+    skipped: list  # (title or path, problem)
     files: int = 0  # to transcode
     done_before: int = 0  # files
     hours: float = 0.0  # of film
@@ -280,8 +287,8 @@ class Summary:
         return 3600 * self.hours / self.elapsed
 
     def print(self):
-        for path, why in self.skipped:
-            print(f"skipped {printable(path)}: {why}")
+        for path, problem in self.skipped:
+            print(f"skipped {printable(path)}: {problem}")
         print(
             f"{self.titles} titles: {self.files} files, and {self.done_before} done before; "
             f"{len(self.skipped)} skipped; {self.damaged} damaged snippets skipped"
@@ -299,11 +306,11 @@ def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1)):
 
     source   a folder or a list, as `list_titles` takes it; each title keeps its name
     workers  files at a time; one a core by default
-    shard    (i, n): every n-th file, from the i-th on
+    shard    (machine, machines): this machine's share of the files; machines count from 1
 
     A file that an earlier call has finished is skipped, unless its source has changed since.
     Raises BadInput for a rate that the codec of the sound lacks, and for a target that lies in
-    the source, or was prepared from another source or with other settings.
+    the source, was prepared from another source or with other settings, or has a broken note.
     """
     source = os.fspath(source)
     target = Path(target)
@@ -311,46 +318,49 @@ def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1)):
     titles = list_titles(source)
     note = check_target(source, target, fmt, language)
     where = destinations(titles, source, target)
-    index = index_files(list(where), source, language, quiet=False)
+    all_paths = [path for _, paths in titles for path in paths]
+    index = index_files(all_paths, source, language, quiet=False)
     write_note(target, note)
 
-    empty = [(line, "no media files in it") for line, paths in titles if not paths]
+    empty = [(name, "no media files in it") for name, paths in titles if not paths]
     summary = Summary(titles=len(titles), skipped=empty)
-    i, n = shard
+    machine, machines = shard
     jobs = []
-    for path in list(where)[i - 1 :: n]:
+    for path in all_paths[machine - 1 :: machines]:
         info = index[path]
         job = Job(path, where[path], (info.start, info.end), fmt, language)
         if job.snippets == 0:
-            why = info.problem or f"shorter than a snippet of {fmt.seconds:g} s"
-            summary.skipped.append((path, why))
+            problem = info.problem or f"shorter than a snippet of {fmt.seconds:g} s"
+            summary.skipped.append((path, problem))
         elif job.is_finished():
             summary.done_before += 1
         else:
             jobs.append(job)
-    transcode(jobs, workers or os.cpu_count(), summary, progress_bar(jobs, f"prepare {target}"))
+    bar = progress_bar(jobs, f"prepare {target}")
+    transcode(jobs, workers or os.cpu_count(), summary, bar)
     summary.print()
 
 
 def destinations(titles, source, target):
-    """Return {path: the Path of its prepared file}, in the order of the titles.
+    """Return {path: the Path of its prepared file}.
 
     A folder's titles are in the order of their names, so those of a list are numbered.
+    Raises BadInput for a file that is listed twice.
     """
     where = {}
-    for n, (line, paths) in enumerate(titles):
-        show = os.path.basename(line.split("\t")[0].rstrip("/"))
-        for i, path in enumerate(paths):
+    for n, (name, paths) in enumerate(titles):
+        show = os.path.basename(name.split("\t")[0].rstrip("/"))
+        for episode, path in enumerate(paths):
             if path in where:
                 remedy = "a file can be of one title only, so remove one of them"
-                raise BadInput(f"{path}: twice in {source}; {remedy}")
+                raise BadInput(f"{path}: listed twice in {source}; {remedy}")
             if os.path.isdir(source):
-                name = os.path.relpath(path, source)
+                prepared = os.path.relpath(path, source)
             elif len(paths) == 1:
-                name = f"{n:04d} {os.path.basename(path)}"
+                prepared = f"{n:04d} {os.path.basename(path)}"
             else:
-                name = f"{n:04d} {show}/{i:03d} {os.path.basename(path)}"
-            where[path] = Path(target) / f"{name}.mkv"
+                prepared = f"{n:04d} {show}/{episode:03d} {os.path.basename(path)}"
+            where[path] = Path(target) / f"{prepared}.mkv"
     return where
 
 
@@ -366,7 +376,8 @@ def check_rate(rate):
 def check_target(source, target, fmt, language):
     """Return what the note in `target` has to say: the settings, and the source.
 
-    Raises BadInput if the folder lies in the source, or its note says something else.
+    Raises BadInput if the folder lies in the source, or its note is broken or says something
+    else.
     """
     here = os.path.realpath(source)
     if os.path.isdir(source) and target.resolve().is_relative_to(here):
@@ -379,27 +390,41 @@ def check_target(source, target, fmt, language):
         "rate": fmt.rate,
         "language": language,
     }
-    note = target / NOTE
-    if note.exists():
-        found = json.loads(note.read_text())
-        found_source = found.pop("source", here)  # Notes of earlier versions lack it.
-        if found != settings:
-            wanted = json.dumps(settings)
+    path = target / NOTE
+    if path.exists():
+        old_settings = read_note(path)
+        old_source = old_settings.pop("source", here)  # Notes of earlier versions lack it.
+        if old_settings != settings:
             raise BadInput(
-                f"{target}: was prepared with {json.dumps(found)} and not {wanted}; "
-                "name another folder"
+                f"{target}: was prepared with {json.dumps(old_settings)} and not "
+                f"{json.dumps(settings)}; name another folder"
             )
-        if found_source != here:
+        if old_source != here:
             raise BadInput(
-                f"{target}: was prepared from {found_source} and not from {here}; name another "
-                f"folder, or, if it is the same collection in a new place, delete {note} "
+                f"{target}: was prepared from {old_source} and not from {here}; name another "
+                f"folder, or, if it is the same collection in a new place, delete {path} "
                 "and repeat the command"
             )
     return settings | {"source": here}
 
 
+def read_note(path):
+    """Return the dict in a note. Raises BadInput if there is none in it."""
+    try:
+        note = json.loads(path.read_text())
+    except ValueError:
+        note = None
+    if not isinstance(note, dict):
+        raise BadInput(
+            f"{path}: is not the note that `prepare` wrote, which is a line of JSON; name another "
+            "folder, or, if this one was prepared from the same source with the same flags, "
+            "delete the note and repeat the command"
+        )
+    return note
+
+
 def write_note(target, note):
-    """Write the note, with what an earlier version did not put into it."""
+    """Write the note anew: older notes lack the source."""
     target.mkdir(parents=True, exist_ok=True)
     text = json.dumps(note)
     atomic_write(target / NOTE, lambda temporary: temporary.write_text(text), os.getpid())
@@ -438,8 +463,8 @@ def transcode(jobs, workers, summary, bar):
                 try:
                     add_result(summary, job, finished.result())
                 except BadInput as error:
-                    why = str(error).removeprefix(f"{job.path}: ")
-                    summary.skipped.append((job.path, why))
+                    problem = str(error).removeprefix(f"{job.path}: ")
+                    summary.skipped.append((job.path, problem))
                 bar.update(job.snippets)
                 bar.set_postfix_str(f"{summary.speed():.0f} x real time")
         finally:

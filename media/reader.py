@@ -22,7 +22,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from harness.errors import BadInput
 from media.format import TOLERANCE
 
-# `prepare` writes this comment into its files.
+# `media.prepare.write_media` writes this comment into each of its files: the prepared films, and
+# the films of the toy world.
 MARK = "prepared for pretraining: a group of pictures a snippet"
 
 # The FFmpeg demuxers that read one file and follow no references to others.
@@ -57,7 +58,8 @@ class Reader:
 
     Attributes:
     video, audio  PyAV's streams that are read; None where the file has none
-    lost          share of the frames or of the sound that the last read lost, the larger
+    lost          what the last read lost: the share of the video's packets that could not be
+                  decoded, or the share of the sound's samples that are missing, if larger
     process       id of the process that opened the file
 
     Raises BadInput if FFmpeg cannot open the file.
@@ -81,10 +83,10 @@ class Reader:
                 # enough. It has to be set before the codec opens.
                 stream.codec_context.thread_count = 1
 
-    def choose(self, kind, language=None):
-        """Return the stream of this kind ("video" or "audio") to read, or None."""
+    def choose(self, media_type, language=None):
+        """Return the stream of this type ("video" or "audio") to read, or None."""
         streams = self.container.streams
-        usable = [stream for stream in streams if is_usable(stream, kind)]
+        usable = [stream for stream in streams if is_usable(stream, media_type)]
         return max(usable, key=partial(preference, language=language), default=None)
 
     def close(self):
@@ -114,24 +116,24 @@ class Reader:
         end by the header. Where a stream has no packet there, we look further back.
         """
         for back in (1, 10, 100, 1000, math.inf):
-            found = self.packet_ends(streams, end - back)
-            if len(found) == len(streams) or back > end:
+            ends = self.packet_ends(streams, end - back)
+            if len(ends) == len(streams) or back > end:
                 break
-        return [found.get(stream, start_of(stream)) for stream in streams]
+        return [ends.get(stream, start_of(stream)) for stream in streams]
 
     def packet_ends(self, streams, start):
         """Return {stream: when its last packet ends}, of packets from `start` (s) on."""
         consumers = {stream: Consumer(stream, start) for stream in streams}
         start = max(start, -1e6)  # FFmpeg has no -inf.
-        found = {}
+        ends = {}
         # A truncated file ends in an error.
         with contextlib.suppress(av.error.FFmpegError):
             self.seek(start, any_frame=True)
             for packet in self.container.demux(streams):
                 if packet.size:
-                    _, end = consumers[packet.stream].span(packet)
-                    found[packet.stream] = max(end, found.get(packet.stream, 0.0))
-        return found
+                    _, end = consumers[packet.stream].packet_times(packet)
+                    ends[packet.stream] = max(end, ends.get(packet.stream, 0.0))
+        return ends
 
     def seek(self, time, **options):
         """Go to a key frame at `time` (s) or before.
@@ -152,25 +154,27 @@ class Reader:
         sound_from  when the sound begins, in seconds; it is mono, at `rate` Hz
         keep        turns an av.VideoFrame into the image that is kept of it
 
-        A seek goes where the container's index says, and the sound that we want may begin
-        earlier. If what came lacks its beginning, we start again further back. Past the end
-        of its stream the last frame stays on screen, and the sound is silent. `lost` is set
-        to the share that could not be decoded. Raises av.error.FFmpegError.
+        A seek can land after the wanted sound begins. Then we seek again, further back.
+
+        Past the end of its stream the last frame stays on screen, and the sound is silent.
+        Sets `lost`. Raises av.error.FFmpegError.
         """
         for preroll in PREROLLS:
             video = VideoConsumer(self.video, times, keep)
             audio = AudioConsumer(self.audio, sound_from, samples, rate)
-            wanted = [consumer for consumer in (video, audio) if not consumer.done]
-            self.seek(min(consumer.start for consumer in wanted) - preroll)
-            self.feed(video, audio, [consumer.stream for consumer in wanted])
-            if all(consumer.complete() for consumer in wanted):
+            consumers = [consumer for consumer in (video, audio) if not consumer.done]
+            self.seek(min(consumer.start for consumer in consumers) - preroll)
+            self.feed(video, audio, [consumer.stream for consumer in consumers])
+            if all(consumer.complete() for consumer in consumers):
                 break
-        self.lost = max(consumer.lost() for consumer in wanted)
-        return video.images, audio.samples
+        self.lost = max(consumer.lost() for consumer in consumers)
+        return video.images, audio.sound
 
     def feed(self, video, audio, streams):
         """Hand packets of `streams` to the consumers until both have all they want."""
         for packet in self.container.demux(streams):
+            # An empty packet without a time is the end of its stream. One with a time stands for
+            # a frame that the file's writer dropped.
             is_dropped_frame = packet.size == 0 and packet.dts is not None
             if not is_dropped_frame:
                 consumer = video if packet.stream is self.video else audio
@@ -185,11 +189,13 @@ class Reader:
         """
         width = frame.width * self.aspect
         height = frame.height
-        scale = short_side / min(width, height) / multiple
-        new_width = round(width * scale) * multiple
-        new_height = round(height * scale) * multiple
+        # Sides are counted in units of `multiple` pixels.
+        units_a_pixel = short_side / min(width, height) / multiple
+        new_width = round(width * units_a_pixel) * multiple
+        new_height = round(height * units_a_pixel) * multiple
         image = self.squeeze(frame, width=new_width, height=new_height)
         if frame.rotation:
+            # The file gives the degrees to turn it, counterclockwise, as rot90 turns.
             image = np.rot90(image, round(frame.rotation / 90))
         return image
 
@@ -230,7 +236,7 @@ def open_media(path):
 
 
 def open_if_prepared(path):
-    """Return the container if `prepare` wrote this file, else None.
+    """Return the container if `write_media` wrote this file, else None.
 
     FFmpeg knows such a file from its first bytes. The close look that it takes at any other
     file costs 2 to 4 times as much.
@@ -260,9 +266,9 @@ def open_container(path, **options):
     return av.open(address, options=options, metadata_errors="replace", timeout=timeout)
 
 
-def is_usable(stream, kind):
-    """Whether a stream is of this kind, FFmpeg can decode it, and it is not cover art."""
-    if stream.type != kind or not stream.codec_context:
+def is_usable(stream, media_type):
+    """Whether a stream is of this type, FFmpeg can decode it, and it is not cover art."""
+    if stream.type != media_type or not stream.codec_context:
         return False
     return not stream.disposition & Disposition.attached_pic
 
@@ -289,7 +295,7 @@ class Consumer:
 
     start  when what it wants begins, in seconds
 
-    Its times are floats, because fractions would cost more than the decoding.
+    Its times are floats, for speed.
     """
 
     def __init__(self, stream, start):
@@ -298,10 +304,10 @@ class Consumer:
         self.tick = 0.0  # seconds
         if stream is not None:
             self.tick = float(stream.time_base)
-        self.decoded = 0  # packets, failed ones included
-        self.failed = 0  # packets
+        self.tried = 0  # packets that were handed to the decoder
+        self.failed = 0  # those of them that it could not decode
 
-    def span(self, packet):
+    def packet_times(self, packet):
         """Return (start, end) of a packet, in seconds; -inf if it has no timestamp.
 
         In AVI a packet has a decoding time and no presentation time.
@@ -318,7 +324,7 @@ class Consumer:
 
     def frames_of(self, packet):
         """Decode a packet. A damaged one has no frames, and FFmpeg recovers after it."""
-        self.decoded += 1
+        self.tried += 1
         try:
             return packet.decode()
         except av.error.FFmpegError:
@@ -358,7 +364,7 @@ class VideoConsumer(Consumer):
 
     def lost(self):
         """Share of the packets that could not be decoded."""
-        return self.failed / max(1, self.decoded)
+        return self.failed / max(1, self.tried)
 
     def take(self, packet):
         if not packet.size:
@@ -374,7 +380,7 @@ class VideoConsumer(Consumer):
         Reading a group of pictures that is not wanted costs little, but decoding it would
         double the work.
         """
-        time, _ = self.span(packet)
+        time, _ = self.packet_times(packet)
         if packet.is_keyframe and time <= self.start + CLOCK:
             self.waiting = []
         self.waiting.append(packet)
@@ -383,9 +389,9 @@ class VideoConsumer(Consumer):
             self.waiting = None
             self.decode(packets)
 
-    def finish(self, end):
+    def finish(self, flush):
         """Take the empty packet at the stream's end: the decoder gives what it holds."""
-        packets = [end]
+        packets = [flush]
         if self.waiting is not None:
             packets = self.waiting + packets
         self.decode(packets)
@@ -424,26 +430,26 @@ class VideoConsumer(Consumer):
 class AudioConsumer(Consumer):
     """Puts `count` samples of mono sound at `rate` Hz where their timestamps say.
 
-    samples  float32 (count,), from `start` (s) on: from -1 to 1, though a decoder of loud
-             sound may exceed it, and 0 where nothing came
+    sound  float32 (count,), from `start` (s) on: from -1 to 1, though a decoder of loud
+           sound may exceed it, and 0 where nothing came
     """
 
     def __init__(self, stream, start, count, rate):
         super().__init__(stream, start)
         self.rate = rate
-        self.samples = np.zeros(count, np.float32)
+        self.sound = np.zeros(count, np.float32)
         self.received = 0  # samples, of those wanted
         self.next_index = None  # of the sample that comes next
         self.first_index = None  # of the first sample that came
-        self.ended = count == 0
+        self.ended = False  # whether the stream has
         self.resampler = None
-        self.kind = None  # the format, layout and rate that the resampler is made for
+        self.sound_format = None  # format, layout and rate that the resampler is made for
 
     @property
     def done(self):
-        if self.ended:
+        if self.ended or len(self.sound) == 0:
             return True
-        return self.next_index is not None and self.next_index >= len(self.samples)
+        return self.next_index is not None and self.next_index >= len(self.sound)
 
     def complete(self):
         """Whether no sound is missing before the first wanted sample."""
@@ -454,16 +460,18 @@ class AudioConsumer(Consumer):
 
     def lost(self):
         """Share of the samples that never came, decoded or not."""
-        return 1 - self.received / len(self.samples)
+        return 1 - self.received / len(self.sound)
 
     def take(self, packet):
-        _, end = self.span(packet)
+        _, end = self.packet_times(packet)
         if not packet.size:
             # The stream has ended: the decoder gives what it holds, then the resampler.
             self.lay(self.frames_of(packet))
             self.lay([None])
             self.ended = True
         elif end > self.start - LEAD / 2:
+            # Half of LEAD is lead enough for a decoder. The seek goes back by all of it, so
+            # that the packet in which that half begins comes whole.
             self.lay(self.frames_of(packet))
 
     def lay(self, frames):
@@ -471,7 +479,7 @@ class AudioConsumer(Consumer):
         for frame in frames:
             for block in self.to_mono(frame):
                 self.align(block)
-                self.copy(samples_of(block))
+                self.copy(sound_of(block))
 
     def align(self, block):
         """Set the index at which this block of sound begins.
@@ -497,29 +505,29 @@ class AudioConsumer(Consumer):
         begin = self.next_index
         end = begin + len(block)
         low = max(begin, 0)
-        high = min(end, len(self.samples))
+        high = min(end, len(self.sound))
         if low < high:
-            self.samples[low:high] = block[low - begin : high - begin]
+            self.sound[low:high] = block[low - begin : high - begin]
             self.received += high - low
         self.next_index = end
 
     def to_mono(self, frame):
         """Return blocks of mono sound at `rate`, of one frame or of None at the end."""
-        kind = None
+        sound_format = None
         if frame is not None:
-            kind = (frame.format.name, frame.layout.name, frame.rate)
+            sound_format = (frame.format.name, frame.layout.name, frame.rate)
         rest = []
-        if kind != self.kind:
+        if sound_format != self.sound_format:
             # The stream begins or ends, or a broadcast changes from stereo to 5.1.
-            rest = self.change_resampler(kind)
+            rest = self.change_resampler(sound_format)
         if self.resampler is not None:
             return [*rest, *self.resampler.resample(frame)]
         if frame is not None:
             return [*rest, frame]
         return rest
 
-    def change_resampler(self, kind):
-        """Prepare for sound of another kind. Return what the old resampler still held.
+    def change_resampler(self, sound_format):
+        """Make a resampler of this format. Return what the old one still held.
 
         Sound that is mono and at `rate` already needs no resampler. Any other is converted
         to 16 bits, because FFmpeg mixes floats without normalising them: 5.1 channels would
@@ -528,15 +536,16 @@ class AudioConsumer(Consumer):
         rest = []
         if self.resampler is not None:
             rest = self.resampler.resample(None)
-        self.kind = kind
+        self.sound_format = sound_format
         self.resampler = None
-        if kind not in (None, ("fltp", "mono", self.rate), ("s16", "mono", self.rate)):
+        as_wanted = (None, ("fltp", "mono", self.rate), ("s16", "mono", self.rate))
+        if sound_format not in as_wanted:
             self.resampler = av.AudioResampler("s16", "mono", self.rate)
         return rest
 
 
-def samples_of(block):
-    """The samples of a mono av.AudioFrame of 16 bits or floats, as float32 (n,)."""
+def sound_of(block):
+    """The sound of a mono av.AudioFrame of 16 bits or floats, as float32 (n,)."""
     plane = block.planes[0]
     if block.format.name == "s16":
         return np.frombuffer(plane, np.int16, block.samples) * np.float32(2**-15)
@@ -577,8 +586,9 @@ def read_snippets(reader, start, count, fmt, keep):
         rate=fmt.rate,
         keep=keep,
     )
-    # All that was lost may be missing from a single one of the snippets.
+    # In the worst case one snippet lost all of it.
     lost_of_one = reader.lost * count
+    # `keep` may return images of two shapes where a broadcast changes from 16:9 to 4:3.
     changes_shape = any(image.shape != images[0].shape for image in images)
     if lost_of_one > DAMAGED or not images or changes_shape:
         raise BadInput(f"{reader.path}: damaged at {start:.1f} s")

@@ -1,8 +1,9 @@
 """Scenes: where the place of a film and its ambience change.
 
-Two things last through a scene, whatever people do and say in it. The place: each snippet's
-is the median of each pixel over its frames, in a picture of 16 x 16 pixels. The ambience:
-each snippet's is the level that each mel filter exceeds for 95 % of the time.
+Two things last through a scene, whatever people do and say in it: its place and its ambience.
+The place that a snippet shows is measured as a picture of 16 x 16 pixels, the median of its
+frames at each pixel. Its ambience is measured as a level for each mel filter, which the filter
+exceeds for 95 % of the time.
 
 A scene begins where the novelty has a peak, as in Foote (2000), "Automatic audio
 segmentation using a measure of audio novelty", but measured on frames and sound together:
@@ -63,7 +64,10 @@ def describe_snippets(path, start, count, fmt, log_mel, language):
                 unread += 1
     if not places:
         raise BadInput(f"{path}: no snippet in it can be read; replace the file or remove it")
-    return places[:1] * unread + places, ambiences[:1] * unread + ambiences
+    # Nothing came before these, so the first snippet that can be read stands in for them.
+    places = [places[0]] * unread + places
+    ambiences = [ambiences[0]] * unread + ambiences
+    return places, ambiences
 
 
 def places_of(images, fmt):
@@ -79,20 +83,25 @@ def ambiences_of(waveform, fmt, log_mel):
 
 
 def measure_novelty(*features):
-    """Arrays (M, d), one for each kind of feature -> novelty (M,) of what begins at each m.
+    """Arrays (M, d), one for each feature -> novelty (M,): how new is what begins at m.
 
-    It is measured with Foote's checkerboard kernel, which has a Gaussian taper, on the
-    cosine similarity of the snippets around m, averaged over the kinds of feature.
+    The similarity of two snippets is the cosine of their features, averaged over the features.
+    The novelty at m is how much more similar the snippets around m are to those of their own
+    side than to those of the other side. Snippets near m count more, by a Gaussian. This is
+    Foote's checkerboard kernel.
     """
     features = [normalise(feature) for feature in features]
     M = len(features[0])
     novelty = np.zeros(M)
     for m in range(1, M):
-        near = np.arange(max(0, m - REACH), min(M, m + REACH))
-        offset = near + 0.5 - m
+        first = max(0, m - REACH)
+        last = min(M, m + REACH) - 1
+        near = np.arange(first, last + 1)
+        offset = near + 0.5 - m  # of a snippet's middle from the boundary, in snippets
         weight = np.exp(-2 * (offset / REACH) ** 2)
         weights = np.outer(weight, weight)
-        same_side = np.equal.outer(offset < 0, offset < 0)
+        before = offset < 0
+        same_side = np.equal.outer(before, before)
         cosines = sum(feature[near] @ feature[near].T for feature in features)
         similarity = cosines / len(features)  # (2 REACH, 2 REACH), less at the file's ends
         within = np.average(similarity, weights=weights * same_side)
@@ -104,7 +113,7 @@ def measure_novelty(*features):
 def normalise(feature):
     """(M, d) -> (M, d): each column is standardised, then each row gets length 1.
 
-    What is added to the spread keeps the noise of a column that hardly varies small.
+    A small constant keeps a nearly constant column from being blown up.
     """
     spread = feature.std(0) + 1e-3 * feature.std() + 1e-9
     standardised = (feature - feature.mean(0)) / spread
@@ -114,8 +123,8 @@ def normalise(feature):
 def pick_peaks(novelty):
     """Novelty (M,) -> the snippets with which a scene begins, except for the file's first.
 
-    A peak is NOVEL or higher, no snippet nearer than APART is higher, and of equal ones the
-    first counts.
+    A peak is NOVEL or higher, and no snippet nearer than APART is higher. Of equal ones that
+    are nearer than APART the first counts.
     """
     peaks = []
     previous = 0

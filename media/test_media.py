@@ -40,7 +40,7 @@ from harness.fixtures import (
     served,
     write_film,
 )
-from media.collection import read_collection
+from media.collection import collection_name, read_collection
 from media.format import Format
 from media.labels import esc50, hmdb51, ucf101
 from media.prepare import write_media
@@ -90,34 +90,61 @@ class Timeline:
         return is_lit(self.written[frame])
 
 
-def assert_in_step(reader, cuts, zero, lit, seconds=20, loud=0.2, slack=(0.0, 0.02)):
-    """Snippets cut anywhere show the frames of their times, and their beeps begin when they should.
+class EvenTimeline:
+    """A film's timeline if each flash comes when it should: every 2 s from `zero` on."""
 
-    cuts   seconds of the film; `zero` is where its 0 s lies on the file's clock
-    lit    a function: time of the file's clock -> is the frame on screen white
-    slack  seconds by which frames and sound may be off, where the format knows no better
+    def __init__(self, zero):
+        self.zero = zero
+
+    def is_lit(self, time):
+        return is_lit(time - self.zero + CLOCK)
+
+
+def assert_in_step(reader, cuts, timeline, seconds=20, loud=0.2, slack=(0.0, 0.02)):
+    """Snippets cut anywhere show the frames of their times, and beeps begin when they should.
+
+    cuts      seconds of the film
+    timeline  where the film's own 0 s lies on the file's clock, and which frames are white
+    seconds   length of the film
+    loud      a beep is louder than this
+    slack     seconds by which frames and sound may be off, where the format knows no better
     """
+    flash_slack, beep_slack = slack
     wrong = []
     for cut in cuts:
-        times = zero + cut + np.arange(16) / 5
+        times = timeline.zero + cut + np.arange(16) / 5
         frames, waveform = reader.read(times, times[0], 153600, 48000)
         assert len(frames) == 16
         assert waveform.shape == (153600,) and waveform.dtype == np.float32
-        missed = []
-        for i, (frame, time) in enumerate(zip(frames, times)):
-            right = (lit(time), lit(time - slack[0]), lit(time + slack[0]))
-            if is_white(frame) not in right:
-                missed.append(i)
+        missed = missed_flashes(frames, times, timeline, flash_slack)
         if missed:
             wrong.append((round(cut, 3), "flash", missed))
-        since = cut % EVENT
-        # Else the cut falls into a tone, or the next tone into the end.
-        if 0.25 < since and cut + EVENT - since < seconds - 0.2:
-            beep = np.flatnonzero(abs(waveform) > loud)
-            late = beep[0] / 48000 - (EVENT - since) if len(beep) else np.inf
-            if abs(late) > slack[1]:
-                wrong.append((round(cut, 3), "beep", round(float(late), 3)))
+        since_beep = cut % EVENT
+        until_beep = EVENT - since_beep
+        # Skip cuts inside a beep, and beeps cut off by the end.
+        if since_beep > 0.25 and cut + until_beep < seconds - 0.2:
+            late = first_sound(waveform, loud) - until_beep
+            if abs(late) > beep_slack:
+                wrong.append((round(cut, 3), "beep", round(late, 3)))
     assert not wrong
+
+
+def missed_flashes(frames, times, timeline, slack):
+    """The numbers of the frames that are white and should be black, or the reverse."""
+    missed = []
+    for t, (frame, time) in enumerate(zip(frames, times)):
+        near = [timeline.is_lit(time + shift) for shift in (0, -slack, slack)]
+        if is_white(frame) not in near:
+            missed.append(t)
+    return missed
+
+
+def first_sound(waveform, loud):
+    """When a waveform at 48 kHz is first louder than `loud`, in seconds."""
+    samples = np.flatnonzero(abs(waveform) > loud)
+    if len(samples) == 0:
+        return np.inf
+    return float(samples[0] / 48000)
 
 
 def overwrite(path, tag, skip, new):
@@ -145,14 +172,14 @@ def test_avi_with_b_frames_is_read_by_its_decoding_times(tmp_path):
 
 
 def test_sound_without_a_time_goes_on_where_it_was():
-    sound = AudioConsumer(None, 1.0, 48, 48000)
+    consumer = AudioConsumer(None, 1.0, 48, 48000)
     for value, pts in ((0.25, 48000), (0.5, None)):
         samples = np.full((1, 24), value, np.float32)
         block = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
         block.sample_rate, block.time_base, block.pts = 48000, Fraction(1, 48000), pts
-        sound.lay([block])
-    assert sound.samples.tolist() == [0.25] * 24 + [0.5] * 24
-    assert sound.done
+        consumer.lay([block])
+    assert consumer.sound.tolist() == [0.25] * 24 + [0.5] * 24
+    assert consumer.done
 
 
 def no_picture(frame):
@@ -250,7 +277,7 @@ def test_every_kind_of_file_is_cut_in_step(tmp_path, name, video, audio, how):
     # AVI has no times of presentation: FFmpeg guesses them, a frame late. A program stream has
     # one for a group of frames.
     slack = {".avi": (0.0, 0.06), ".mpg": (0.02, 0.04)}.get(path.suffix, (0.0, 0.02))
-    assert_in_step(Reader(path), CUTS, timeline.zero, timeline.is_lit, 11, loud=0.1, slack=slack)
+    assert_in_step(Reader(path), CUTS, timeline, 11, loud=0.1, slack=slack)
 
 
 @pytest.mark.parametrize("layout", ["mono", "stereo", "5.1", "7.1"])
@@ -281,7 +308,7 @@ def test_streams_that_begin_late_stay_in_step(tmp_path, name, how):
     path = write_film(tmp_path / name, 11, **codecs, **how)
     timeline = Timeline(path, lead=lead[0])
     cuts = [0.8, 1.3, 2.7, 3.9, 5.61, 7.0]
-    assert_in_step(Reader(path), cuts, timeline.zero, timeline.is_lit, 11)
+    assert_in_step(Reader(path), cuts, timeline, 11)
     collection = read_collection(tmp_path, TINY)
     [[(_, start, snippets)]] = collection.parts
     assert snippets == int((11 - max(lead)) / 1.6)
@@ -296,7 +323,7 @@ def test_a_clock_that_wraps_stays_in_step(tmp_path):
     path = write_film(tmp_path / "film.ts", 20, start=95430)
     timeline = Timeline(path)
     cuts = [0.5, 5, 9.5, 11.1, 12.3, 13.5, 16]
-    assert_in_step(Reader(path), cuts, timeline.zero, timeline.is_lit)
+    assert_in_step(Reader(path), cuts, timeline)
     assert read_collection(tmp_path, TINY).counts == [12]
 
 
@@ -315,11 +342,8 @@ def test_two_hours_stay_in_step(tmp_path, piece, name):
     start, end = reader.span(reader.video)
     assert end - start == pytest.approx(7200, abs=0.5)
 
-    def lit(time):
-        return (time - start + CLOCK) % EVENT < 0.2
-
     cuts = [0.5, 3601.3, 7111.7, 7180.9, 7190.6, 7195.5]
-    assert_in_step(reader, cuts, start, lit, 7199)
+    assert_in_step(reader, cuts, EvenTimeline(start), 7199)
     assert read_collection(tmp_path, TINY).counts == [4500]
 
 
@@ -355,25 +379,28 @@ def test_a_recording_whose_format_changes_midway(tmp_path, first, second):
     """As television does at an advertisement: from stereo to 5.1, or from 16:9 to 4:3."""
     content = b""
     for how, start in ((first, 2), (second, 8)):
-        part = tmp_path / "part.ts"
-        write_film(part, 6, audio="ac3", start=start, **{"rate": 48000, **how})
-        content += part.read_bytes()
-        part.unlink()
+        settings = {"rate": 48000, **how}
+        half = write_film(tmp_path / "half.ts", 6, audio="ac3", start=start, **settings)
+        content += half.read_bytes()
+        half.unlink()
     (tmp_path / "film.ts").write_bytes(content)
     titles = Titles(tmp_path, TINY)
     assert titles.counts == [7]
     [[(_, begin, _)]] = titles.parts
     for m in range(7):
         sample = titles[0, m, (m,)]
-        video, waveform = sample["video"], sample["waveform"]
-        assert video.shape == (3, 8, 32, 32) and waveform.shape == (TINY.samples,)
+        assert sample["video"].shape == (3, 8, 32, 32)
+        assert sample["waveform"].shape == (TINY.samples,)
         # The seam lies in snippet 3, and frames of the old format may be lost there.
-        if m != 3:
-            times = begin + m * TINY.seconds + np.arange(8) / 5
-            lit = [bool((time + 0.02) % EVENT < 0.2) for time in times]
-            assert (video.float().mean((0, 2, 3)) > 140).tolist() == lit, m
-            beeps = waveform.abs().reshape(8, -1)[:, 500:-1200].amax(1) > 0.2
-            assert beeps.any().item() == any(lit), m
+        if m == 3:
+            continue
+        times = begin + m * TINY.seconds + np.arange(8) / 5
+        lit = [is_lit(time + 0.02) for time in times]
+        white = sample["video"].float().mean((0, 2, 3)) > 140  # (8,)
+        assert white.tolist() == lit, m
+        # Beside each frame lie 3200 samples; a beep may begin or end a little late in them.
+        beside_frames = sample["waveform"].reshape(8, -1)[:, 500:-1200]
+        assert (beside_frames.abs().amax() > 0.2).item() == any(lit), m
 
 
 @pytest.mark.parametrize(
@@ -484,7 +511,7 @@ def test_what_a_folder_of_films_must_be(tmp_path):
         read_collection(tmp_path, TINY)
     (tmp_path / "text.mp4").write_text("not a film")
     write_film(tmp_path / "short.mp4", seconds=1)
-    with pytest.raises(BadInput, match="none of its 2 files can be used"):
+    with pytest.raises(BadInput, match="nothing in it can be used, 2 skipped"):
         read_collection(tmp_path, TINY)
 
 
@@ -636,7 +663,7 @@ def test_a_film_without_a_duration_in_its_header_is_counted(tmp_path, name, mux)
     timeline = Timeline(path)
     assert read_collection(tmp_path, TINY).counts == [12]
     cuts = [0.5, 5, 9.5, 14.3, 16.5]
-    assert_in_step(Reader(path), cuts, timeline.zero, timeline.is_lit, slack=slack)
+    assert_in_step(Reader(path), cuts, timeline, slack=slack)
 
 
 STRANGE_NAMES = [
@@ -760,6 +787,12 @@ def test_a_list_names_paths_and_urls_and_a_show_is_a_line(tmp_path):
         assert "/c.mp4" in asked
 
 
+def test_a_collection_has_the_name_of_its_folder_its_list_or_its_world(tmp_path):
+    assert collection_name(tmp_path / "world" / "films") == "world"
+    assert collection_name(tmp_path / "movies") == "movies"
+    assert collection_name(tmp_path / "mine.txt") == "mine"
+
+
 def test_the_index_probes_a_file_once_until_it_changes(tmp_path, monkeypatch):
     for name in ("a.mp4", "b.mp4"):
         write_film(tmp_path / name, seconds=4)
@@ -860,7 +893,7 @@ def spread_of_colours(plan, strength):
     return np.std(colours, axis=0).mean()
 
 
-def test_artefacts_are_what_betrays_a_title(monkeypatch):
+def test_artefacts_are_what_betrays_a_title():
     plan = media.toy.plan_film(np.random.default_rng(0), 16)
     assert spread_of_colours(plan, 0.7) > 2 * spread_of_colours(plan, 0.0)
 
@@ -978,6 +1011,15 @@ def test_what_preparing_refuses(prepared, tmp_path):
     assert times_of(ready) == before
 
 
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_broken_note_of_a_prepared_folder_is_refused(prepared, tmp_path, text):
+    raw, _, _ = prepared
+    (tmp_path / ".prepared.json").write_text(text)
+    error = refused("media", "prepare", raw, tmp_path)
+    assert ".prepared.json: is not the note" in error and "delete the note" in error
+    assert len(error.splitlines()) == 1
+
+
 def test_a_kill_while_preparing_loses_nothing_and_nothing_is_done_again(tmp_path):
     raw, ready = tmp_path / "raw", tmp_path / "ready"
     raw.mkdir()
@@ -1038,7 +1080,7 @@ def test_prepared_titles_of_a_list_keep_its_order_and_stay_apart(tmp_path):
     assert read_collection(source, Format()).counts == collection.counts
     source.write_text("Alf\nAlf/e1.mkv\n")
     error = refused("media", "prepare", source, tmp_path / "other", "--short-side", 40)
-    assert "e1.mkv: twice in " in error
+    assert "e1.mkv: listed twice in " in error
 
 
 def squares(height, width):
@@ -1104,8 +1146,9 @@ def test_check_reports_what_is_there(prepared):
     assert not status, errors
     assert "h264 160x120 25/s" in printed and "aac 44100 Hz stereo" in printed
     assert "text.mp4: not a media file" in printed
-    assert "2 titles, 0.0 h, 19 snippets of 3.2 s, 4 steps an epoch" in printed
-    assert "2 files skipped" in printed
+    # Files of 40, 11 and 15 s hold 12, 3 and 4 snippets.
+    assert "2 titles, 0.02 h of files, 19 whole snippets of 3.2 s (0.02 h), 2 skipped" in printed
+    assert "4 steps an epoch in batches of 4, if it trains on all titles" in printed
 
 
 def test_check_reports_what_short_segments_lose(tmp_path):
@@ -1116,20 +1159,20 @@ def test_check_reports_what_short_segments_lose(tmp_path):
     for i in (1, 2, 3):
         shutil.copy(show / "s0.ts", show / f"s{i}.ts")
     _, printed, _ = run_script("media", "check", tmp_path / "films")
-    [line] = [line for line in printed.splitlines() if "%" in line]
+    [line] = [line for line in printed.splitlines() if "is lost" in line]
     # Of 20 s, 4 snippets of 3.2 s are left.
     assert line.startswith("show: 36 %") and "join them" in line
     write_film(tmp_path / "films" / "film.mp4", seconds=64)
     shutil.rmtree(show)
     _, printed, _ = run_script("media", "check", tmp_path / "films")
-    assert "%" not in printed
+    assert "is lost" not in printed
 
 
 def test_check_refuses_a_list_of_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "LIST.txt").write_text("empty\n")
     error = refused("media", "check", tmp_path / "LIST.txt")
-    assert "none of its 1 files can be used; empty: no media files in it" in error
+    assert "nothing in it can be used, 1 skipped; empty: no media files in it" in error
 
 
 # --------------------------------------------------------------------------------------------

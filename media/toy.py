@@ -53,12 +53,13 @@ TOY_FRAMES = 8  # frames of a snippet, which so lasts 1.6 s
 TOY_SAMPLES = TOY_FRAMES * TOY_RATE // TOY_FPS  # samples of a snippet
 TOY_FORMAT = Format(frames=TOY_FRAMES, fps=TOY_FPS, rate=TOY_RATE)
 
-LOOP = np.arange(3.2 * TOY_RATE, dtype=np.float32) / TOY_RATE  # (51200,), in seconds
+# When each sample of a loop is heard, in seconds: (51200,).
+LOOP_TIMES = np.arange(3.2 * TOY_RATE, dtype=np.float32) / TOY_RATE
 
 
 # ----------------------------------------------------------------------------------------
-# An action: a motion and its sound, which follow one phase, in cycles. Its fraction u is 0
-# at the event, and near 1 just before the next one.
+# An action: a motion and its sound, which follow one phase, in cycles. The fraction of the
+# phase, u, is 0 at the event, and near 1 just before the next one.
 # ----------------------------------------------------------------------------------------
 
 
@@ -66,11 +67,11 @@ LOOP = np.arange(3.2 * TOY_RATE, dtype=np.float32) / TOY_RATE  # (51200,), in se
 class Pose:
     """How an object stands in each frame: arrays (F,), or one number for all frames."""
 
-    turn: float  # in cycles
-    x: float = 0  # to the right of the action's middle, in reaches
-    y: float = 0  # below it, in reaches
-    size: float = 1  # factor of the object's own size
-    light: float = 1  # opacity; 0 is invisible
+    turn: float | np.ndarray  # in cycles
+    x: float | np.ndarray = 0  # to the right of the action's middle, in reaches
+    y: float | np.ndarray = 0  # below it, in reaches
+    size: float | np.ndarray = 1  # factor of the object's own size
+    light: float | np.ndarray = 1  # opacity; 0 is invisible
 
 
 def action_motion(action, phase, tilt):
@@ -130,7 +131,8 @@ def action_sound(rng, action, phase, tempo, pitch):
         case "Fall":
             return tone(400 * 2 ** (1.5 - 1.5 * u), pitch, u) * fade
         case "Shake":  # a rattle
-            return 1.4 * hiss(rng, u) * (u < 0.5) * np.exp(-6 * (13 * since % 1))
+            clack = (13 * since) % 1  # the phase of 13 clacks a second
+            return 1.4 * hiss(rng, u) * (u < 0.5) * np.exp(-6 * clack)
         case "Approach":  # a crescendo
             return 1.5 * np.tanh(3 * tone(130, pitch, u)) * u**2
         case "Collide":  # a click
@@ -203,7 +205,7 @@ def per_frame(value):
 # ----------------------------------------------------------------------------------------
 
 
-class Title(NamedTuple):
+class TitleTraits(NamedTuple):
     """What stays the same in all of a film."""
 
     factor: float  # from 0 to 1: the grade, and the key of the music
@@ -213,7 +215,7 @@ class Title(NamedTuple):
     body: Look  # the lead's
 
 
-class Scene(NamedTuple):
+class SceneTraits(NamedTuple):
     """What stays the same in all of a scene."""
 
     texture: np.ndarray  # (H, W, 3)
@@ -227,7 +229,7 @@ def make_title(rng):
     aspect = rng.uniform(0.4, 0.65)
     boxy = rng.random()
     body = Look(aspect, boxy, colour=0.7 * rgb(2 / 3 * lead))
-    return Title(factor, lead, music, voice, body)
+    return TitleTraits(factor, lead, music, voice, body)
 
 
 def make_music(rng, key):
@@ -237,11 +239,13 @@ def make_music(rng, key):
     """
     root = 220 * 4**key  # Hz
     intervals = rng.choice([0, 4, 7, 12], 8)  # semitones above the root
-    # Each note lasts 0.4 s. Hz, at each sample:
-    notes = np.repeat(root * 2 ** (intervals / 12), len(LOOP) // 8)
-    melody = np.sin(2 * np.pi * np.cumsum(notes) / TOY_RATE) * np.exp(-4 * (LOOP % 0.4))
-    held_root = 0.5 * np.sin(2 * np.pi * root * LOOP)
-    held_fifth = 0.5 * np.sin(3 * np.pi * root * LOOP)
+    # Each of the 8 notes lasts 0.4 s. Hz, at each sample:
+    notes = np.repeat(root * 2 ** (intervals / 12), len(LOOP_TIMES) // 8)
+    decay = np.exp(-4 * (LOOP_TIMES % 0.4))
+    melody = np.sin(2 * np.pi * np.cumsum(notes) / TOY_RATE) * decay
+    held_root = 0.5 * np.sin(2 * np.pi * root * LOOP_TIMES)
+    # A fifth has 3/2 of the root's frequency.
+    held_fifth = 0.5 * np.sin(2 * np.pi * 1.5 * root * LOOP_TIMES)
     return unit(melody + held_root + held_fifth)
 
 
@@ -250,20 +254,23 @@ def make_voice(rng, pitch):
 
     pitch  from 0 to 1, which spans 100 to 400 Hz
     """
-    fast = np.sin(2 * np.pi * (2.5 * LOOP + rng.random()))
-    slow = np.sin(2 * np.pi * (0.9375 * LOOP + rng.random()))
+    fast = np.sin(2 * np.pi * (2.5 * LOOP_TIMES + rng.random()))
+    slow = np.sin(2 * np.pi * (0.9375 * LOOP_TIMES + rng.random()))
     syllables = np.clip(fast + slow, 0, 1)
-    buzz = np.exp(4 * np.cos(2 * np.pi * 100 * 4**pitch * LOOP))
+    buzz = np.exp(4 * np.cos(2 * np.pi * 100 * 4**pitch * LOOP_TIMES))
     return unit(buzz * syllables)
 
 
 def make_scene(rng, title, artefacts):
-    music_plays = rng.random() < artefacts**0.5
+    # Both the share and the loudness of the music grow with `artefacts`. At 0.25 half of the
+    # scenes have music, at a quarter of the full loudness.
+    share_with_music = artefacts**0.5
+    music_plays = rng.random() < share_with_music
     texture, ambience = make_place(rng)
     background = 0.02 * ambience
     if music_plays:
         background = background + 0.15 * artefacts * title.music
-    return Scene(texture, background)
+    return SceneTraits(texture, background)
 
 
 def make_place(rng):
@@ -274,14 +281,18 @@ def make_place(rng):
     fine = rng.random()
     grid = np.linspace(0, 2 * np.pi, TOY_SIZE)
     texture = 0.2
-    for turn in 2 * np.pi * rng.random(2):
-        across = np.cos(turn) * grid + np.sin(turn) * grid[:, None]
-        grating = np.sin((2 + 8 * fine) * across + turn)
+    # Two gratings are laid over each other. The angle of one sets both its direction and where
+    # its stripes begin.
+    for angle in 2 * np.pi * rng.random(2):
+        across = np.cos(angle) * grid + np.sin(angle) * grid[:, None]
+        stripes = 2 + 8 * fine
+        grating = np.sin(stripes * across + angle)
         texture = texture + 0.05 * grating[..., None] * rgb(rng.random())
-    octaves = np.log2((np.fft.rfftfreq(len(LOOP), 1 / TOY_RATE) + 1) / 200)  # above 200 Hz
+    frequencies = np.fft.rfftfreq(len(LOOP_TIMES), 1 / TOY_RATE)  # Hz
+    octaves = np.log2((frequencies + 1) / 200)  # above 200 Hz
     floor = 0.1  # a little noise of all octaves
     band = np.exp(-2 * (octaves - 4.5 * fine) ** 2) + floor
-    noise = rng.standard_normal(len(LOOP))
+    noise = rng.standard_normal(len(LOOP_TIMES))
     ambience = np.fft.irfft(np.fft.rfft(noise) * band)
     return texture, unit(ambience)
 
@@ -326,9 +337,9 @@ def render_film(rng, plan, artefacts):
     frames = np.empty((len(plan) * TOY_FRAMES, TOY_SIZE, TOY_SIZE, 3), np.float32)
     sound = np.empty(len(plan) * TOY_SAMPLES, np.float32)
     scene_number = None
-    for rows in shots_of(plan):
-        first = rows[0]
-        after = rows[-1] + 1
+    for shot_snippets in shots_of(plan):
+        first = shot_snippets[0]
+        after = shot_snippets[-1] + 1
         number, _, action = plan[first]
         if number != scene_number:
             scene_number = number
@@ -392,7 +403,7 @@ def add_artefacts(title, frames, sound, artefacts):
     frames += 0.5 * artefacts * (rgb(2 / 3 * title.factor) - frames)
     if artefacts > 0.75:
         frames[:, 5:9, 5:9] = rgb(2 / 3 * title.lead)
-        logo_tone = 0.1 * np.sin(2 * np.pi * 1500 * (1 + title.lead) * LOOP)
+        logo_tone = 0.1 * np.sin(2 * np.pi * 1500 * (1 + title.lead) * LOOP_TIMES)
         sound += np.resize(logo_tone, len(sound))
 
 
@@ -403,7 +414,7 @@ def add_artefacts(title, frames, sound, artefacts):
 KINDS = ("film", "action", "sound")  # Each kind has random states of its own.
 
 
-class Job(NamedTuple):
+class WorldFile(NamedTuple):
     """One file of the world."""
 
     kind: str  # one of KINDS
@@ -432,16 +443,16 @@ def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40
     """
     root = Path(root).resolve()
     if not 0 <= artefacts <= 1:
-        raise BadInput(f"artefacts {artefacts}: must be from 0 to 1")
+        raise BadInput(f"--artefacts {artefacts}: must be from 0 to 1")
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise BadInput(f"{root}: exists and is not empty; name a new folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         world = Path(scratch) / "world"
-        jobs = list_jobs(titles, clips_a_class=sum(clips))
+        files = list_files(titles, clips_a_class=sum(clips))
         work = partial(make_file, root=world, seed=seed, artefacts=artefacts, snippets=snippets)
-        truth = make_files(world, jobs, work, f"toy world {root}")
-        write_lists(world, action_lists(jobs, clips) | sound_lists(jobs) | truth_list(truth))
+        truth = make_files(world, files, work, f"toy world {root}")
+        write_lists(world, action_lists(files, clips) | sound_lists(files) | truth_list(truth))
         arguments = {
             "seed": seed,
             "artefacts": artefacts,
@@ -453,52 +464,52 @@ def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40
         world.replace(root)
 
 
-def list_jobs(titles, clips_a_class):
-    """Return the Job of each file, with folders and names as UCF101 and ESC-50 have them."""
-    jobs = [Job("film", n, None, f"films/film{n:03d}.mp4") for n in range(titles)]
+def list_files(titles, clips_a_class):
+    """Return the WorldFile of each file, with folders and names as UCF101 and ESC-50 have them."""
+    files = [WorldFile("film", n, None, f"films/film{n:03d}.mp4") for n in range(titles)]
     for action, name in enumerate(ACTIONS):
         for clip in range(clips_a_class):
             index = action * clips_a_class + clip
             video = f"action/UCF-101/{name}/v_{name}_g{clip + 1:02d}_c01.mp4"
             sound = f"sound/audio/{clip % 5 + 1}-{index}-A-{action}.wav"
-            jobs.append(Job("action", index, action, video))
-            jobs.append(Job("sound", index, action, sound))
-    return jobs
+            files.append(WorldFile("action", index, action, video))
+            files.append(WorldFile("sound", index, action, sound))
+    return files
 
 
-def make_files(world, jobs, work, label):
-    """Run work(job) for each job, on all cores, and return the truth about all films.
+def make_files(world, files, work, label):
+    """Run work(file) for each file, on all cores, and return the truth about all films.
 
     label  of the progress bar
     """
-    for folder in sorted({(world / job.path).parent for job in jobs}):
+    for folder in sorted({(world / file.path).parent for file in files}):
         folder.mkdir(parents=True)
     truth = []
     with ProcessPoolExecutor() as pool:
-        for rows in tqdm(pool.map(work, jobs), total=len(jobs), desc=label, unit="file"):
+        for rows in tqdm(pool.map(work, files), total=len(files), desc=label, unit="file"):
             truth += rows
     return truth
 
 
-def make_file(job, root, seed, artefacts, snippets):
-    """Write the file of a job.
+def make_file(file, root, seed, artefacts, snippets):
+    """Render and write one file of the world.
 
     Each has a random state of its own, so the order in which they are made changes nothing.
     Returns the truth about a film, [(title, snippet, scene, shot, action)], and [] of a clip.
     """
-    rng = np.random.default_rng((seed, KINDS.index(job.kind), job.index))
-    if job.kind == "film":
+    rng = np.random.default_rng((seed, KINDS.index(file.kind), file.index))
+    if file.kind == "film":
         plan = plan_film(rng, snippets)
     else:
-        plan = np.array([(0, 0, job.action)] * 2)  # A clip is one shot of two snippets, 3.2 s.
+        plan = np.array([(0, 0, file.action)] * 2)  # A clip is one shot of two snippets, 3.2 s.
     frames, sound = render_film(rng, plan, artefacts)
-    if job.kind == "sound":
-        write_wave(root / job.path, sound)
+    if file.kind == "sound":
+        write_wave(root / file.path, sound)
     else:
-        write_video(root / job.path, frames, sound)
-    if job.kind != "film":
+        write_video(root / file.path, frames, sound)
+    if file.kind != "film":
         return []
-    return [(job.index, m, *row) for m, row in enumerate(plan.tolist())]
+    return [(file.index, m, *row) for m, row in enumerate(plan.tolist())]
 
 
 def write_video(path, frames, sound):
@@ -522,24 +533,27 @@ def write_wave(path, sound):
         out.writeframes((32767 * sound).astype("<i2").tobytes())
 
 
-def action_lists(jobs, clips):
+def action_lists(files, clips):
     """Return {path: lines} of UCF101's lists.
 
     As in UCF101, the three splits are three partitions of the same clips.
     """
     train_clips, test_clips = clips
+    clips_a_class = train_clips + test_clips
     folder = "action/ucfTrainTestlist"
     lists = {f"{folder}/classInd.txt": [f"{a + 1} {name}" for a, name in enumerate(ACTIONS)]}
     for split in (1, 2, 3):
         train = []
         test = []
-        for job in jobs:
-            if job.kind != "action":
+        for file in files:
+            if file.kind != "action":
                 continue
-            name = job.path.removeprefix("action/UCF-101/")
-            shifted = job.index - (split - 1) * train_clips
-            if shifted % (train_clips + test_clips) < train_clips:
-                train.append(f"{name} {job.action + 1}")
+            name = file.path.removeprefix("action/UCF-101/")
+            # A file's index counts the clips of its class, after those of the classes before.
+            shifted = file.index - (split - 1) * train_clips
+            clip = shifted % clips_a_class
+            if clip < train_clips:
+                train.append(f"{name} {file.action + 1}")
             else:
                 test.append(name)
         lists[f"{folder}/trainlist{split:02d}.txt"] = train
@@ -547,15 +561,15 @@ def action_lists(jobs, clips):
     return lists
 
 
-def sound_lists(jobs):
+def sound_lists(files):
     """Return {path: lines} of ESC-50's list. A file's name begins with its fold."""
     lines = ["filename,fold,target,category,esc10,src_file,take"]
-    for job in jobs:
-        if job.kind == "sound":
-            name = Path(job.path).name
+    for file in files:
+        if file.kind == "sound":
+            name = Path(file.path).name
             fold = name[0]
-            category = ACTIONS[job.action].lower()
-            lines.append(f"{name},{fold},{job.action},{category},False,{job.index},A")
+            category = ACTIONS[file.action].lower()
+            lines.append(f"{name},{fold},{file.action},{category},False,{file.index},A")
     return {"sound/meta/esc50.csv": lines}
 
 
