@@ -15,7 +15,7 @@ exceed. A spectrogram is of power, and its logarithm is natural. The networks ge
 -1.9 to 2.9, and audio of mean 0 and spread 1. The paper's snippet has T = 16, H = W = 158,
 S = 153600, P = 96, Q = 301; the toy's has T = 8, H = W = 28, S = 25600, P = 64, Q = 101.
 
-What is random is drawn by `rng_of(key, STREAM)`, a generator of this key and this purpose alone.
+What is random is drawn by `rng_of(key, STREAM)`, a generator for this key and this purpose.
 What happens to a sample when it is read, by the sample's key: (seed, epoch, step, place in the
 global batch). What the front-ends do, by the key of a batch: (seed, epoch, step, rank).
 
@@ -27,6 +27,7 @@ import copy
 import dataclasses
 import functools
 import os
+import sys
 
 import av
 import numpy as np
@@ -72,7 +73,7 @@ class Titles(Dataset):
 
         video      uint8 (3, T, crop, crop)
         waveform   float (S,)
-        title      n, or another title where a whole title could not be read
+        title      n, or another title where five snippets of n could not be read
         failures   a line for each snippet that could not be read and was replaced
 
     The crop is drawn from the key of the sample, and is central if the key is None. Raises
@@ -483,6 +484,6 @@ class ESC50(Labeled):
 
 
 if __name__ == "__main__":
-    moved(
-        "data.py", "python -m media toy|check|prepare, python -m lab.show, python -m lab.bench read"
-    )
+    command = " ".join(sys.argv[1:2])
+    elsewhere = {"show": "python -m lab.show", "bench": "python -m lab.bench read"}
+    moved(f"data.py {command}", elsewhere.get(command, f"python -m media {command}"))

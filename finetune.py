@@ -5,9 +5,9 @@
     python finetune.py --task hmdb51 --ckpt runs/movies-k16/checkpoint.pt     one GPU (100 GB)
     torchrun --nproc_per_node 8 finetune.py --task ucf101 --split all --ckpt FILE      Table 5
 
-A run is a folder: result.json, confusion.png, split1.pt (the classifier), and log.jsonl (not of a
-probe). The same command resumes after a kill, which costs an epoch at the most. The last epoch
-counts: the test files are looked at once, at the end.
+A run is a folder: last.pt (to resume from), result.json, confusion.png, split1.pt (the classifier),
+log.jsonl (not of a probe). The same command resumes after a kill, which costs an epoch at the most,
+and to a probe its features. The last epoch counts: the test files are looked at once, at the end.
 
 B clips; T frames of H x W pixels; S samples of sound; P mel filters; Q audio frames; C classes;
 V views of a test file; D features.
@@ -182,6 +182,8 @@ def check_args(args, task, world_size):
         ("epochs", args.epochs > args.warmup >= 0, epochs),
         ("scale", 0 < args.crop <= low <= high, scale),
         ("short_side", args.crop <= args.short_side, f"--crop {args.crop} or more"),
+        ("lr", args.lr > 0, "above 0"),
+        ("weight_decay", args.weight_decay >= 0, "0 or more"),
         ("mask", 0 <= args.mask <= 1, "from 0 to 1"),
         ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
         ("frames", args.frames >= 1, "1 or more"),

@@ -21,8 +21,8 @@ def nce_loss(z_v, z_a, tau=None):
     There is one softmax a sample, over its positive and its 2B - 2 negatives: i's video with
     the other sounds (row i of s), and i's sound with the other videos (column i), together.
     This is not CLIP's loss, the mean of two cross-entropies, one over the row and one over the
-    column: there the positive counts twice. When all similarities are about alike, as at the
-    start, the loss is about ln(2B - 1).
+    column: there the positive counts twice. A network that tells nothing apart, whose
+    similarities are all alike, has a loss of ln(2B - 1).
 
     tau  None for the paper's unnormalised embeddings; a number for l2-normalised embeddings
          over this temperature (Table 2)

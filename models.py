@@ -7,7 +7,8 @@
     video (B, 3, T, H, W) --> R(2+1)D-18 --> (B, 512, T/8, H/16, W/16) --> head --> z_v (B, d)
     audio (B, 1, P, Q)    --> ResNet-18  --> (B, 512, P/32, Q/32)      --> head --> z_a (B, d)
 
-These sizes are rounded up, and 512 is 8 times the width. Fine-tuning does not use the heads.
+These sizes are rounded up. The 512 channels of the maps are 8 times the width, 64; d is 512 at
+any width. Fine-tuning does not use the heads.
 """
 
 import sys
@@ -207,7 +208,7 @@ class AudioResNet18(Backbone):
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (B, width, P/4, Q/4)
 
 
-# The names of torchvision, by which a checkpoint records its backbones.
+# The names by which a checkpoint records its backbones.
 r2plus1d_18 = R2Plus1D18
 audio_resnet18 = AudioResNet18
 NETWORKS = {"r2plus1d_18": r2plus1d_18, "audio_resnet18": audio_resnet18}

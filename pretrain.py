@@ -1,7 +1,7 @@
 """Audio-visual self-supervised pretraining from films: "Watching Too Much Television is Good".
 
     python pretrain.py --toy                              the toy world, on a CPU, in minutes
-    python pretrain.py --k 16 --batch-size 64             one GPU, with the share of one of eight
+    python pretrain.py --batch-size 64 --lr 7e-4          one GPU, with the share of one of eight
     torchrun --nproc_per_node 8 pretrain.py --k 16        the paper: 8 GPUs, datasets/movies
     torchrun --nproc_per_node 8 pretrain.py --gather      each sample against the global batch
 
@@ -17,6 +17,7 @@ import math
 import os
 import time
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def parse_args(argv=None):
         "--batch-size",
         type=int,
         default=512,
-        help="snippets of a step, over all processes; each contrasts its own share (4.1)",
+        help="over all processes (4.1); each contrasts its own share (our choice)",
     )
     add("--gather", action="store_true", help="contrast the global batch (our choice: off)")
     add("--tau", type=float, help="temperature; then embeddings are l2-normalised (4.2, Table 2)")
@@ -266,7 +267,11 @@ def measure_held_out(run, held_out, model, video_front, audio_front, args, proce
     if processes.rank == 0:
         z_v, z_a, title, failures = zip(*of_all_ranks)
         z_v, z_a, title = (torch.cat(x).to(processes.device) for x in (z_v, z_a, title))
-        measures = discrepancy(z_v, z_a, title, tau=args.tau)
+        try:
+            measures = discrepancy(z_v, z_a, title, tau=args.tau)
+        except ValueError as error:  # Damaged films may have left no pairs.
+            processes.report(f"step {step:>6}  not measured: {error}")
+            return
         run.log(step=step, **measures, replaced=sum(failures, []))
         processes.report(MEASURED.format(step=step, **measures))
 
@@ -276,12 +281,14 @@ def resume(checkpoint, model, optimizer, audio_front, train, args):
     progress = checkpoint["progress"]
     now = list(zip(train.names, train.counts))
     then = list(zip(progress["titles"], progress.get("counts", train.counts)))
-    if now != then:
-        changed, _ = sorted(set(now).symmetric_difference(then))[0]  # the first by name
-        raise BadInput(
-            f"--data {args.data}: no longer holds the titles that {args.out} was trained on, each "
-            f"of the same length (see {changed}); restore them, or name another --out"
-        )
+    for title_now, title_then in zip_longest(now, then):
+        if title_now != title_then:
+            name, _ = title_then or title_now
+            raise BadInput(
+                f"--data {args.data}: no longer holds the titles that {args.out} was trained on, "
+                f"each of the same length and in the same order (see {name}); restore them, or "
+                "name another --out"
+            )
     for name, part in model.named_children():
         part.load_state_dict(checkpoint[name])
     optimizer.load_state_dict(checkpoint["optimizer"])
@@ -325,7 +332,8 @@ def next_batch(batches, save):
 
     failures  for each snippet of the batch that was replaced, the reasons
 
-    `save` is called first if the batch cannot be read.
+    `save` is called first if the batch cannot be read. It saves on rank 0 only, so a failure on
+    another rank costs the steps since the last checkpoint.
     """
     tick = time.perf_counter()
     try:
@@ -434,7 +442,8 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
         window = str(args.w)
     negatives = 2 * (args.batch_size if args.gather else B) - 2
     report(f"batch     {args.batch_size} = {world_size} processes x {B}: {source}, window {window}")
-    report(f"          {negatives} negatives a sample: the loss begins near ln({negatives + 1})")
+    chance = math.log(negatives + 1)
+    report(f"          {negatives} negatives a sample: a loss of {chance:.2f} tells nothing apart")
     report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
     state = f"resumed after step {step}" if resumed else "new"
     report(f"run       {args.out}, on {world_size} x {processes.device.type}, {state}")

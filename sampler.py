@@ -19,9 +19,9 @@ snippets of it. Each sample then has at least 2k - 2 negatives from its own film
 The paper's idea is `draw_titles`, `draw_snippets` and `draw_window`. Scenes, too few titles and
 several processes are the rest.
 
-There is no media here: counts go in and indices come out. All is drawn from (seed, epoch, step,
-place in the global batch). So a resumed run repeats itself, and any number of processes share
-out the same global batch.
+There is no media here: counts go in and indices come out. Titles are drawn from (seed, epoch,
+step), snippets from that and the place of their group in the global batch. So a resumed run
+repeats itself, and any number of processes share out the same global batch.
 """
 
 import numpy as np

@@ -1,5 +1,5 @@
-"""The method, tested in the order of its pipeline: sampler, loss, networks, titles, front-ends,
-labelled sets, pretraining, fine-tuning. media/, harness/ and lab/ have tests of their own.
+"""The method, tested piece by piece: sampler, loss, networks, titles, front-ends, labelled sets,
+pretraining, fine-tuning. media/, harness/ and lab/ have tests of their own.
 
     python -m pytest -q                      all tests, without network or GPU
     python -m pytest -q test_all.py          the method alone
@@ -122,7 +122,7 @@ from harness.fixtures import (
     torchrun,
     write_film,
 )
-from harness.run import Processes
+from harness.run import Processes, Run
 from media import format as streams
 from media.format import Format, rng_of
 from media.labels import esc50, ucf101
@@ -1041,6 +1041,31 @@ def test_one_held_out_title_is_not_measured_and_its_picture_has_no_empty_axes(to
     assert min(half.std() for half in halves) > 10
 
 
+def test_a_held_out_title_that_is_lost_does_not_end_the_run(toy, tmp_path, capsys):
+    """Its snippets are replaced by those of the other one, and then Equation 2 has no pairs."""
+    films = tmp_path / "films"
+    films.mkdir()
+    for name in ("film000.mp4", "film001.mp4"):
+        shutil.copy(toy / "films" / name, films)
+    held_out = Titles(films, TINY)
+    (films / "film001.mp4").unlink()
+    processes, run = Processes(), Run(tmp_path / "run", rank=0, settings={})
+    processes.start()
+    run.begin()
+    pretrain.measure_held_out(
+        run,
+        held_out,
+        models.AudioVisualModel(8),
+        VideoFrontEnd(),
+        AudioFrontEnd(TINY),
+        arguments(toy, tmp_path / "run"),
+        processes,
+        step=3,
+    )
+    assert "step      3  not measured: equation 2 needs two titles" in capsys.readouterr().out
+    assert run.rows == []
+
+
 class Stop(Exception):
     """Ends a run at a place that a test chose, as a kill would."""
 
@@ -1145,6 +1170,16 @@ def test_a_run_does_not_go_on_with_other_titles(run, toy, tmp_path, change):
         progress[name][0] = other
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
     with pytest.raises(BadInput, match=r"no longer .* the titles .*\(see (another|film000)"):
+        pretrain.main(args)
+
+
+def test_a_run_does_not_go_on_with_its_titles_in_another_order(run, toy, tmp_path):
+    """A title is known by its number, so the same names in another order are other titles."""
+    args, checkpoint = arguments(toy, tmp_path), load_checkpoint(run)
+    checkpoint["progress"]["titles"].reverse()
+    checkpoint["progress"]["counts"].reverse()
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    with pytest.raises(BadInput, match="no longer holds the titles .* in the same order"):
         pretrain.main(args)
 
 

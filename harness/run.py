@@ -200,15 +200,16 @@ class Run:
 
         Raises BadInput if another process uses the folder.
         """
-        if self.rank == 0:
-            lock_folder(self.out)
-            if self.checkpoint is None:  # Somebody removed it: what else is here is stale.
-                for name in ("log.jsonl", "bad.txt", "result.json"):
-                    (self.out / name).unlink(missing_ok=True)
-            self.rows = list(rows)
-            if self.rows:
-                text = "".join(json.dumps(row) + "\n" for row in self.rows)
-                self.write("log.jsonl", lambda path: path.write_text(text))
+        if self.rank > 0:
+            return
+        lock_folder(self.out)
+        self.rows = list(rows)
+        if self.checkpoint is None:  # Somebody removed it: what else is here is stale.
+            for name in ("log.jsonl", "bad.txt", "result.json"):
+                (self.out / name).unlink(missing_ok=True)
+        elif self.rows or (self.out / "log.jsonl").exists():
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            self.write("log.jsonl", lambda path: path.write_text(text))
 
     def log(self, **row):
         """Append a row to the log."""
@@ -219,7 +220,7 @@ class Run:
             self.log_file.write(json.dumps(row) + "\n")
 
     def log_failures(self, when, failures):
-        """Append a line to bad.txt for each file that this rank could not read."""
+        """Append a line to bad.txt for each attempt to read a snippet that failed on this rank."""
         if failures:
             with open(self.out / "bad.txt", "a", errors="backslashreplace") as file:
                 file.writelines(f"{when}: {failure}\n" for failure in failures)

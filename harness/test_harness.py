@@ -166,6 +166,18 @@ def test_a_log_is_cut_to_its_checkpoint(tmp_path):
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 1.0), (3, 2.0)]
 
 
+def test_a_log_is_cut_to_nothing_where_nothing_was_logged_before_the_checkpoint(tmp_path):
+    """As when a run without held-out titles is killed before its second checkpoint."""
+    run = Run(tmp_path, rank=0, settings={})
+    run.begin()
+    run.save({"step": 0})
+    run.log(step=1, loss=2.0)
+    again = Run(tmp_path, rank=0, settings={})
+    again.begin(again.read_log(last_step=0))
+    again.log(step=1, loss=3.0)
+    assert [row["loss"] for row in again.read_log(last_step=9)] == [3.0]
+
+
 def test_the_result_names_the_versions_and_the_commit(run):
     versions = json.loads((run / "result.json").read_text())["versions"]
     assert torch.__version__.startswith(versions["torch"])

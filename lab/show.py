@@ -107,7 +107,7 @@ def draw_scenes(scenes, novelty, pictures, seconds, name):
     """Return a figure of the novelty (M,) above a row of pictures for each scene.
 
     scenes    ranges of snippets
-    pictures  one of each snippet, RGB uint8
+    pictures  one of each snippet, RGB from 0 to 255
     seconds   that a snippet lasts
     """
     sheet, row_height = contact_sheet(scenes, pictures)
@@ -137,7 +137,7 @@ def draw_scenes(scenes, novelty, pictures, seconds, name):
 
 
 def contact_sheet(scenes, pictures):
-    """Return a row of pictures for each scene, RGB uint8, and the height of a row in pixels.
+    """Return a row of pictures for each scene, RGB, and the height of a row in pixels.
 
     A scene of more than COLUMNS snippets shows every second, third, ... of them.
     """

@@ -66,7 +66,8 @@ class Format:
 # global batch), and from one of these streams. So the number of workers changes nothing, and a
 # resumed run repeats itself. The front-ends draw for a batch, from (seed, epoch, step, rank). In
 # pretraining, `sampler.py` keeps streams 1 and 2 for titles and snippets; in fine-tuning there is
-# no sampler. With a stream of None the key alone seeds the generator.
+# no sampler. With a stream of None the key alone seeds the generator; numpy pads it with zeros, so
+# HELD_OUT shares its numbers with one crop of epoch N, which does no harm.
 # -------------------------------------------------------------------------------------------------
 
 # In pretraining.

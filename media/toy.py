@@ -4,11 +4,12 @@
              sets the hue of the lead *and* the pitch of its voice.
     scene    A place, its texture *and* its ambience, for 4-20 snippets; three actions;
              in a share of the scenes the music plays.
-    shot     2-5 snippets that carry one action on: same object, tempo, running phase.
+    shot     2-5 snippets, fewer at a scene's end, that carry one action on: same object,
+             tempo, running phase.
     action   One of ten, a motion *and* its sound, in step. The labelled sets ask for it.
 
 One law ties grade to key, and hue to voice, in all titles. So "which film is this" solves
-k = 1, also on films never seen, and says nothing about actions. Within a film only the
+k = 1, also on films never seen, and says nothing about actions. Within a scene only the
 action, its tempo and its phase are left.
 
 The same seed gives the same bytes, so the order of the random draws is part of the law.
