@@ -16,6 +16,7 @@ import argparse
 import math
 import os
 import time
+from collections import Counter
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -36,7 +37,7 @@ from media.collection import collection_name
 from media.format import Format
 from media.toy import make_toy
 from models import AudioVisualModel
-from sampler import HierarchicalSampler
+from sampler import HierarchicalSampler, IidSampler
 
 # -------------------------------------------------------------------------------------------------
 # Arguments: without flags, under torchrun on 8 GPUs, the run of the paper's ablations (4.2)
@@ -61,6 +62,7 @@ TOY = {
 
 # Flags that may differ when a run is resumed, since they change nothing that is trained.
 MAY_CHANGE = ("out", "workers", "save_every", "max_bad", "measure_every")
+BEFORE = {"sampling": "hierarchical"}  # the value of flags in runs made before they existed
 
 
 def parse_args(argv=None):
@@ -69,6 +71,9 @@ def parse_args(argv=None):
     add("--toy", action="store_true", help="small settings, on the toy world")
     add("--data", default="datasets/movies", help="a folder of films and shows, or LIST.txt")
     add("--out", help="folder of the run; default runs/ and a name from the flags")
+    iid = "iid: snippets shuffled over all titles, each once an epoch (Section 3); k = 1 of Table "
+    iid += "1 may have been this, or hierarchical with --k 1"
+    add("--sampling", choices=("hierarchical", "iid"), default="hierarchical", help=iid)
     add("--k", type=int, default=16, help="snippets of a title in a minibatch (Section 3, Table 1)")
     add(
         "--w",
@@ -111,9 +116,18 @@ def parse_args(argv=None):
         parser.set_defaults(**TOY)
     args = parser.parse_args(argv)
     del args.compare
+    if args.sampling == "iid":
+        leave_out_k_and_w(args, parser)
     if args.out is None:
         args.out = f"runs/{run_name(args, parser)}"
     return args
+
+
+def leave_out_k_and_w(args, parser):
+    """The shuffled baseline takes each snippet by itself, which is k = 1 in logs and files."""
+    if args.w is not None or args.k not in (1, parser.get_default("k")):
+        raise BadInput("--sampling iid: has neither --k nor --w; leave them out")
+    args.k = 1
 
 
 def parse_window(text):
@@ -127,8 +141,12 @@ def parse_window(text):
 def run_name(args, parser):
     """The collection, k, and every other flag that makes it another run: toy-k16-w32-seed1."""
     name = f"{collection_name(args.data)}-k{args.k}"
+    if args.sampling == "iid":
+        name = f"{collection_name(args.data)}-iid"
     for flag, value in vars(args).items():
-        if flag in ("toy", "data", "k", *MAY_CHANGE) or value == parser.get_default(flag):
+        if flag in ("toy", "data", "sampling", "k", *MAY_CHANGE) or value == parser.get_default(
+            flag
+        ):
             continue
         name += f"-{flag.replace('_', '-')}"
         if value is not True:
@@ -192,22 +210,20 @@ def open_titles(args, fmt, report):
 
 
 def make_sampler(args, train, processes):
-    rank, world_size = processes.rank, processes.world_size
+    share = {
+        "batch_size": args.batch_size // processes.world_size,
+        "rank": processes.rank,
+        "world_size": processes.world_size,
+        "seed": args.seed,
+    }
+    w = None if args.w == "scene" else args.w
     try:
-        return HierarchicalSampler(
-            train.counts,
-            batch_size=args.batch_size // world_size,
-            k=args.k,
-            w=None if args.w == "scene" else args.w,
-            rank=rank,
-            world_size=world_size,
-            seed=args.seed,
-            scenes=train.scenes,
-        )
+        if args.sampling == "iid":
+            return IidSampler(train.counts, **share)
+        return HierarchicalSampler(train.counts, k=args.k, w=w, scenes=train.scenes, **share)
     except ValueError as error:
-        raise BadInput(
-            f"--data {args.data}: {error}; take a smaller --k, or longer films"
-        ) from error
+        remedy = "take a smaller --k or --batch-size, or longer films"
+        raise BadInput(f"--data {args.data}: {error}; {remedy}") from error
 
 
 def learning_rate(args, step, steps_per_epoch):
@@ -413,23 +429,15 @@ def draw_run(rows, args, path):
             title=f"similarities at step {measured[-1]['step']}",
             xlabel="of a video and an audio embedding",
         )
-    groups = {f"k = {args.k}": {args.seed: summarise(rows, MEASURES)}}
+    label = "i.i.d." if args.sampling == "iid" else f"k = {args.k}"
+    groups = {label: {args.seed: summarise(rows, MEASURES)}}
     draw(path, groups, MEASURES, last_panel, loss_title="training loss (Equation 1)")
 
 
-def report_start(args, titles, train, held_out, sampler, processes, resumed, step):
-    """Print what this run is, before it begins."""
-    report, world_size, B = processes.report, sampler.world_size, sampler.batch_size
-    seconds = train.fmt.seconds
-    snippets = f"{sum(train.counts)} snippets of {seconds:g} s"
-    few = "" if len(held_out) > 1 else " (Equation 2 needs two: it is not measured)"
-    report(f"titles    {len(train)} to train on ({snippets}), {len(held_out)} held out{few}")
-    for i, (path, why) in enumerate(titles.skipped):
-        report(f"          skipped {i + 1} of {len(titles.skipped)}: {path}: {why}")
-    short = [name for name, M in zip(train.names, train.counts) if M < args.k]
-    if short:
-        report(f"          {len(short)} shorter than k = {args.k} snippets: {', '.join(short)}")
-
+def describe_sampling(args, train, sampler):
+    """Where the snippets of a minibatch come from, in words."""
+    if args.sampling == "iid":
+        return "snippets shuffled over all titles"
     source = f"k = {args.k} snippets from each of {sampler.groups} titles"
     if args.batch_size > args.k * len(sampler.titles):
         source += f" (there are {len(sampler.titles)}: some come again)"
@@ -440,11 +448,58 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
         window = f"as few neighbouring scenes as hold them, of {mean:.1f} snippets on average"
     else:
         window = str(args.w)
+    return f"{source}, window {window}"
+
+
+def same_title_negatives(sampler, batches=20):
+    """The negatives of a sample that are of its own title: the mean over some batches of a rank."""
+    found = []
+    for i in range(batches):
+        step = i * len(sampler) // batches
+        titles = Counter(n for n, _, _ in sampler.batch(step))
+        found += [2 * (times - 1) for times in titles.values() for _ in range(times)]
+    return sum(found) / len(found)
+
+
+def describe_passes(args, train, sampler):
+    """How often an epoch passes over the snippets of films and of shows.
+
+    Titles are drawn uniformly, so the fewer and the longer ones of a mixture are seen less.
+    """
+    drawn = len(sampler) * sampler.batch_size * sampler.world_size  # snippets an epoch
+    passes = []
+    for kind, is_show in (("films", False), ("shows", True)):
+        titles = [n for n in sampler.titles if (len(train.parts[n]) > 1) == is_show]
+        if not titles:
+            continue
+        snippets = sum(train.counts[n] for n in titles)
+        share = len(titles) / len(sampler.titles)
+        if args.sampling == "iid":
+            share = snippets / sum(train.counts)
+        passes.append(f"{drawn * share / snippets:.2f} passes over {kind}")
+    return ", ".join(passes)
+
+
+def report_start(args, titles, train, held_out, sampler, processes, resumed, step):
+    """Print what this run is, before it begins."""
+    report, world_size, B = processes.report, sampler.world_size, sampler.batch_size
+    snippets = f"{sum(train.counts)} snippets of {train.fmt.seconds:g} s"
+    few = "" if len(held_out) > 1 else " (Equation 2 needs two: it is not measured)"
+    report(f"titles    {len(train)} to train on ({snippets}), {len(held_out)} held out{few}")
+    for i, (path, why) in enumerate(titles.skipped):
+        report(f"          skipped {i + 1} of {len(titles.skipped)}: {path}: {why}")
+    short = [name for name, M in zip(train.names, train.counts) if M < args.k]
+    if short:
+        report(f"          {len(short)} shorter than k = {args.k} snippets: {', '.join(short)}")
+    sampling = describe_sampling(args, train, sampler)
+    report(f"batch     {args.batch_size} = {world_size} processes x {B}: {sampling}")
     negatives = 2 * (args.batch_size if args.gather else B) - 2
-    report(f"batch     {args.batch_size} = {world_size} processes x {B}: {source}, window {window}")
+    of_title = f"{same_title_negatives(sampler):.2f} of them in its process and of its own title"
     chance = math.log(negatives + 1)
-    report(f"          {negatives} negatives a sample: a loss of {chance:.2f} tells nothing apart")
-    report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
+    report(f"          {negatives} negatives a sample, about {of_title};")
+    report(f"          a loss of {chance:.2f} tells nothing apart")
+    passes = describe_passes(args, train, sampler)
+    report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs; an epoch makes {passes}")
     state = f"resumed after step {step}" if resumed else "new"
     report(f"run       {args.out}, on {world_size} x {processes.device.type}, {state}")
 
@@ -459,7 +514,7 @@ def main(args):
     processes = Processes()
     rank, world_size = processes.rank, processes.world_size
     check_args(args, world_size)
-    run = Run(args.out, rank, {**vars(args), "processes": world_size}, MAY_CHANGE)
+    run = Run(args.out, rank, {**vars(args), "processes": world_size}, MAY_CHANGE, BEFORE)
     processes.start()
     device = processes.device
     torch.backends.cudnn.benchmark = True

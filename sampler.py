@@ -15,6 +15,7 @@ snippets of it. Each sample then has at least 2k - 2 negatives from its own film
     k = w = 16        16 adjacent snippets: too hard, and worse on video (Table 1)
     k = 16, scenes    k snippets from one scene, or from as few neighbouring scenes as hold
                       16, which the paper leaves to "future iterations" (4.2)
+    i.i.d.            snippets shuffled over all titles, the policy that Section 3 begins with
 
 The paper's idea is `draw_titles`, `draw_snippets` and `draw_window`. Scenes, too few titles and
 several processes are the rest.
@@ -29,6 +30,7 @@ import numpy as np
 # Appended to the numbers that seed a generator, so that no two kinds of draws share their numbers.
 TITLES = 1
 SNIPPETS = 2
+SHUFFLE = 6
 
 
 class HierarchicalSampler:
@@ -165,7 +167,11 @@ class HierarchicalSampler:
         return rng.choice(window, self.k, replace=False).tolist()
 
     def draw_window(self, n, rng):
-        """[low, high): w neighbouring snippets, placed uniformly in title n."""
+        """[low, high): w neighbouring snippets, placed uniformly in title n.
+
+        So the ends of a title are drawn rarely: its first snippet lies in one of M_n - w + 1
+        windows, one in the middle in w of them.
+        """
         w = self.M[n] if self.w is None else min(self.w, self.M[n])
         low = rng.integers(self.M[n] - w + 1)
         return low, low + w
@@ -187,3 +193,44 @@ class HierarchicalSampler:
                 start = rng.choice(starts)
                 return edges[start], edges[start + length]
             length += 1
+
+
+class IidSampler(HierarchicalSampler):
+    """The policy that Section 3 argues against: snippets shuffled over the union of all titles.
+
+    Each snippet comes once an epoch, but for the last ones, which do not fill a batch. So a
+    title is drawn in proportion to its length, and a long one may give several snippets to a
+    minibatch, where k = 1 of the HierarchicalSampler takes each from a title of its own.
+
+    The arguments, the samples and the position are those of the HierarchicalSampler, without
+    k, w and scenes. Raises ValueError for fewer snippets than a global batch.
+    """
+
+    def __init__(self, num_snippets, batch_size, rank=0, world_size=1, seed=0):
+        super().__init__(num_snippets, batch_size, 1, None, rank, world_size, seed)
+        self.ends = np.cumsum(self.M, dtype=np.int64)  # of each title, in the union
+        self.shuffled = None, None  # an epoch, and the union in its order
+        if self.ends[-1] < batch_size * world_size:
+            raise ValueError(
+                f"all titles together have {self.ends[-1]} snippets, less than a batch"
+            )
+
+    def batch(self, step):
+        """The samples of this rank at one step: [(n, m, key)] * batch_size, in shuffled order."""
+        first_place = self.rank * self.batch_size
+        first = step * self.batch_size * self.world_size + first_place
+        samples = []
+        for i, snippet in enumerate(self.order()[first : first + self.batch_size].tolist()):
+            n = int(np.searchsorted(self.ends, snippet, "right"))
+            m = snippet - int(self.ends[n] - self.M[n])
+            samples.append((n, m, (self.seed, self.epoch, step, first_place + i)))
+        return samples
+
+    def order(self):
+        """The snippets of all titles, numbered one title after another, in this epoch's order."""
+        epoch, order = self.shuffled
+        if epoch != self.epoch:
+            rng = np.random.default_rng((self.seed, self.epoch, 0, 0, SHUFFLE))
+            order = rng.permutation(np.arange(self.ends[-1], dtype=np.uint32))
+            self.shuffled = self.epoch, order
+        return order

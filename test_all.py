@@ -127,7 +127,7 @@ from media import format as streams
 from media.format import Format, rng_of
 from media.labels import esc50, ucf101
 from media.reader import CENTRE, crop
-from sampler import HierarchicalSampler
+from sampler import HierarchicalSampler, IidSampler
 
 # A snippet as the toy world's: 1.6 s, 8 frames of 40 x 40 pixels, 16 kHz.
 TINY = Format(frames=8, fps=5, short_side=40, crop=32, rate=16000, n_fft=1024, hop=256, mels=64)
@@ -353,6 +353,67 @@ def test_what_the_sampler_refuses(wrong):
 
 
 # --------------------------------------------------------------------------------------------
+# The shuffled baseline
+# --------------------------------------------------------------------------------------------
+
+
+def pairs_of(batches):
+    return [(n, m) for batch in batches for n, m, _ in batch]
+
+
+def test_shuffled_snippets_come_once_an_epoch_in_an_order_of_their_own():
+    counts = [7, 100, 31, 1]
+    sampler = IidSampler(counts, batch_size=16)
+    first = pairs_of(sampler)
+    assert len(sampler) == 139 // 16 and len(first) == len(set(first)) == 8 * 16
+    assert all(0 <= m < counts[n] for n, m in first)
+    assert first == pairs_of(IidSampler(counts, batch_size=16))
+    assert first != pairs_of(IidSampler(counts, batch_size=16, seed=1))
+    sampler.set_epoch(1)
+    second = pairs_of(sampler)
+    assert first != second
+    # What the first epoch had left over comes in others: nothing is never drawn.
+    drawn = set(first) | set(second)
+    for epoch in range(2, 30):
+        sampler.set_epoch(epoch)
+        drawn |= set(pairs_of(sampler))
+    assert len(drawn) == 139
+
+
+def test_a_shuffled_batch_draws_titles_by_their_length():
+    """Where k = 1 draws distinct titles uniformly: the two baselines are not the same."""
+    counts = [10] * 50 + [500]
+    long = sum(n == 50 for n, _ in pairs_of(IidSampler(counts, batch_size=20)))
+    assert long == pytest.approx(500, abs=20)
+    uniform = HierarchicalSampler(counts, batch_size=20, k=1)
+    assert sum(n == 50 for n, _ in pairs_of(uniform)) < 50
+
+
+def test_ranks_share_out_one_shuffled_batch():
+    counts = [30, 40, 50]
+    whole = list(IidSampler(counts, batch_size=24))
+    ranks = [list(IidSampler(counts, 6, rank, world_size=4)) for rank in range(4)]
+    assert [sum(shares, []) for shares in zip(*ranks)] == whole
+    keys = [key for batch in whole for *_, key in batch]
+    assert keys == [(0, 0, step, place) for step in range(5) for place in range(24)]
+
+
+def test_the_position_of_the_shuffled_baseline_is_restored():
+    first, second = IidSampler([50, 50], 8), IidSampler([50, 50], 8)
+    first.set_epoch(2)
+    batches = iter(first)
+    for _ in range(5):
+        next(batches)
+    second.load_state_dict(first.state_dict())
+    assert list(batches) == list(second)
+
+
+def test_the_shuffled_baseline_needs_a_batch_of_snippets():
+    with pytest.raises(ValueError, match="less than a batch"):
+        IidSampler([5, 6], batch_size=12)
+
+
+# --------------------------------------------------------------------------------------------
 # Loss
 # --------------------------------------------------------------------------------------------
 
@@ -557,7 +618,13 @@ def test_heads_are_two_convolutions_of_kernel_1_then_the_average():
 # --------------------------------------------------------------------------------------------
 
 
-OF_A_SNIPPET = (streams.SNIPPET_CROP, streams.REPLACEMENT, sampler.TITLES, sampler.SNIPPETS)
+OF_A_SNIPPET = (
+    streams.SNIPPET_CROP,
+    streams.REPLACEMENT,
+    sampler.TITLES,
+    sampler.SNIPPETS,
+    sampler.SHUFFLE,
+)
 OF_A_CLIP = (streams.CLIP_START, streams.CLIP_SCALE, streams.CLIP_CROP)
 OF_A_BATCH = (streams.COLOUR, streams.BANDS)
 
@@ -888,6 +955,7 @@ def test_the_schedule_of_section_7_2():
 # A value that differs from the default, for each flag that makes another run.
 ANOTHER_RUN = """
     --data datasets/tv
+    --sampling iid
     --k 4
     --w 64
     --w scene
@@ -1008,6 +1076,59 @@ def test_the_loop_draws_from_the_scenes_that_the_collection_has(toy, tmp_path, s
     assert load_checkpoint(args.out)["args"]["w"] == "scene"
     assert [sum(lengths) for lengths in train.scenes] == train.counts
     assert samples == sum((batches.batch(step) for step in range(9)), [])
+
+
+def test_the_loop_draws_from_the_shuffled_union_where_it_is_asked_to(toy, tmp_path, samples):
+    args = arguments(toy, tmp_path / "run", "--w", 4)
+    args.sampling, args.k, args.w = "iid", 1, None  # as `parse_args` sets them
+    pretrain.main(args)
+    train, _ = Titles(toy / "films", TINY).split(args.held_out, args.seed)
+    batches = IidSampler(train.counts, 16)
+    assert samples == sum((batches.batch(step) for step in range(9)), [])
+    assert load_checkpoint(args.out)["args"]["sampling"] == "iid"
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_is_hierarchical(run, toy, tmp_path):
+    checkpoint = load_checkpoint(run)
+    del checkpoint["args"]["sampling"]
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    args = arguments(toy, tmp_path)
+    args.sampling = "iid"
+    with pytest.raises(BadInput, match="sampling hierarchical and not iid"):
+        pretrain.main(args)
+
+
+def test_the_shuffled_baseline_has_neither_k_nor_w():
+    args = pretrain.parse_args(["--sampling", "iid"])
+    assert (args.k, args.w, args.out) == (1, None, "runs/movies-iid")
+    for flags in (["--k", "4"], ["--w", "64"], ["--w", "scene"]):
+        with pytest.raises(BadInput, match="--sampling iid: has neither --k nor --w"):
+            pretrain.parse_args(["--sampling", "iid", *flags])
+
+
+def test_a_run_reports_the_negatives_of_its_title_and_the_passes_over_films_and_shows(run, toy):
+    args = arguments(toy, run)
+    train, _ = Titles(toy / "films", TINY).split(args.held_out, args.seed)
+    batches = HierarchicalSampler(train.counts, 16, 4)
+    assert pretrain.same_title_negatives(batches) == 2 * 4 - 2
+    assert pretrain.describe_passes(args, train, batches) == "1.00 passes over films"
+    # A short show and five long films, drawn alike: each gives a sixth of 9 batches of 16.
+    path, start, _ = train.parts[0][0]
+    train.parts[0], train.counts[0] = [(path, start, 3), (path, start, 3)], 6
+    batches = HierarchicalSampler(train.counts, 16, 4)
+    drawn = len(batches) * 16 / 6
+    expected = f"{drawn / 24:.2f} passes over films, {drawn / 6:.2f} passes over shows"
+    assert pretrain.describe_passes(args, train, batches) == expected
+    args.sampling = "iid"
+    shuffled = IidSampler(train.counts, 16)
+    share = len(shuffled) * 16 / sum(train.counts)
+    expected = f"{share:.2f} passes over films, {share:.2f} passes over shows"
+    assert pretrain.describe_passes(args, train, shuffled) == expected
+    # Of a batch of 16, each other sample is of the same title with the chance of its length.
+    lengths = np.array(train.counts)
+    chance = (lengths * (lengths - 1)).sum() / (lengths.sum() * (lengths.sum() - 1))
+    shuffled = IidSampler([n * 50 for n in train.counts], 16)
+    assert pretrain.same_title_negatives(shuffled) == pytest.approx(2 * 15 * chance, rel=0.3)
 
 
 def test_held_out_titles_are_measured_evenly_central_clean_and_in_testing_mode(run, toy):

@@ -129,7 +129,9 @@ def group(rows):
 
 
 def sort_key(row):
-    """Order by k; the whole title, the widest to the narrowest window, scenes; then the rest."""
+    """Order by k, after the shuffled baseline; then the whole title, windows from the widest to
+    the narrowest, and scenes; then the rest.
+    """
     args = row["arguments"]
     # Three cases: the whole title, first; a window of w snippets, by -w; a scene, last.
     if args["w"] is None:
@@ -138,14 +140,20 @@ def sort_key(row):
         window = (2, 0)
     else:
         window = (1, -args["w"])
-    return args["k"], window, args["jitter"], args["tau"] or 0, args["seed"]
+    k = 0 if is_iid(args) else args["k"]
+    return k, window, args["jitter"], args["tau"] or 0, args["seed"]
 
 
 def label_of(args):
-    """Name k, and what else is not the default."""
-    parts = [f"k = {args['k']}"]
+    """Name k, or the shuffled baseline, and what else is not the default."""
+    parts = ["i.i.d." if is_iid(args) else f"k = {args['k']}"]
     parts += [f"{sign} = {args[name]}" for name, sign in SIGNS.items() if args[name]]
     return ", ".join(parts)
+
+
+def is_iid(args):
+    """Runs made before there was a choice have no such argument."""
+    return args.get("sampling") == "iid"
 
 
 def add_seed(seeds, row):
@@ -168,13 +176,14 @@ def sweeps(groups):
     plain = [label for label in groups if label not in changed]
     whole = [label for label in plain if args[label]["w"] is None]
     found = {"k": whole}
-    if plain:
-        ks = collections.Counter(args[label]["k"] for label in plain)
+    with_k = [label for label in plain if not is_iid(args[label])]
+    if with_k:
+        ks = collections.Counter(args[label]["k"] for label in with_k)
         k, _ = ks.most_common(1)[0]
-        found["w"] = [label for label in plain if args[label]["k"] == k]
+        found["w"] = [label for label in with_k if args[label]["k"] == k]
     if changed:
         changed_ks = {args[label]["k"] for label in changed}
-        beside = [label for label in whole if args[label]["k"] in changed_ks]
+        beside = [label for label in whole if label in with_k and args[label]["k"] in changed_ks]
         found["jitter-tau"] = beside + changed
     return {name: labels for name, labels in found.items() if len(labels) > 1}
 

@@ -370,6 +370,27 @@ echo "$OMP_NUM_THREADS $*" >> calls
 PARSERS = {"pretrain.py": pretrain.parse_args, "finetune.py": finetune.parse_args}
 
 
+def test_the_shuffled_baseline_is_a_place_of_its_own_beside_k():
+    rows = []
+    for sampling, k, w in (
+        ("hierarchical", 4, None),
+        ("iid", 1, None),
+        (None, 1, None),  # of a run that was made before there was a choice
+        ("hierarchical", 4, 8),
+    ):
+        arguments = {"data": "datasets/tv", "k": k, "w": w, "jitter": 0.0, "tau": None, "seed": 0}
+        if sampling is not None:
+            arguments["sampling"] = sampling
+        run = f"{sampling}-{k}-{w}"
+        rows.append({"run": run, "seed": 0, "final": {}, "arguments": arguments})
+    groups = group(rows)["tv"]
+    assert list(groups) == ["i.i.d.", "k = 1", "k = 4", "k = 4, w = 8"]
+    assert sweeps(groups) == {
+        "k": ["i.i.d.", "k = 1", "k = 4"],
+        "w": ["k = 4", "k = 4, w = 8"],
+    }
+
+
 def test_the_sweep_makes_each_run_once(tmp_path):
     """With a stub in place of python: the commands that lab/sweep.sh runs."""
     (tmp_path / "lab").mkdir()
