@@ -206,13 +206,13 @@ def check_args(args, task, world_size):
 class Source:
     """Where the weights come from: a checkpoint of pretraining, or a random initialisation.
 
-    backbone    "video" or "audio"
-    network     its name in `models.NETWORKS`
-    width       channels of its first stage
-    weights     its state dict; empty from scratch
-    front_end   what the front-ends must do, see `data.front_end_state`
-    origin      where the weights come from, in words
-    standardise whether sound is standardised by each training set: from scratch only
+    backbone     "video" or "audio"
+    network      its name in `models.NETWORKS`
+    width        channels of its first stage
+    weights      its state dict; empty from scratch
+    front_end    what the front-ends must do, see `data.front_end_state`
+    origin       where the weights come from, in words
+    standardise  whether sound is standardised by each training set: from scratch only
     """
 
     def __init__(self, args, task):
@@ -376,9 +376,8 @@ def learning_rate(epoch, args):
     """7.2, at a fraction of an epoch: linear from 0.001 to --lr, then a cosine to 0 (ours)."""
     if epoch < args.warmup:
         return 1e-3 + (args.lr - 1e-3) * epoch / args.warmup
-    return (
-        args.lr * (1 + math.cos(math.pi * (epoch - args.warmup) / (args.epochs - args.warmup))) / 2
-    )
+    angle = math.pi * (epoch - args.warmup) / (args.epochs - args.warmup)
+    return args.lr * (1 + math.cos(angle)) / 2
 
 
 def resume_split(net, optimizer, state, split, processes):

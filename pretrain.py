@@ -143,10 +143,9 @@ def run_name(args, parser):
     name = f"{collection_name(args.data)}-k{args.k}"
     if args.sampling == "iid":
         name = f"{collection_name(args.data)}-iid"
+    elsewhere = ("toy", "data", "sampling", "k", *MAY_CHANGE)
     for flag, value in vars(args).items():
-        if flag in ("toy", "data", "sampling", "k", *MAY_CHANGE) or value == parser.get_default(
-            flag
-        ):
+        if flag in elsewhere or value == parser.get_default(flag):
             continue
         name += f"-{flag.replace('_', '-')}"
         if value is not True:

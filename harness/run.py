@@ -204,7 +204,8 @@ class Run:
             return
         lock_folder(self.out)
         self.rows = list(rows)
-        if self.checkpoint is None:  # Somebody removed it: what else is here is stale.
+        if self.checkpoint is None:
+            # A run whose checkpoint somebody has removed may have left these.
             for name in ("log.jsonl", "bad.txt", "result.json"):
                 (self.out / name).unlink(missing_ok=True)
         elif self.rows or (self.out / "log.jsonl").exists():
