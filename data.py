@@ -65,6 +65,7 @@ class Titles(Dataset):
     scenes    whether to find the scenes of each title too
 
     names[n]    the name of title n
+    shows[n]    the entry of the source that it is from: itself, or of an episode its show
     counts[n]   M_n, the number of whole snippets that its video and its sound both cover
     scenes[n]   the lengths of its scenes, in snippets and in order; `scenes` is None without them
     skipped     [(path, why)] of the files that cannot be used
@@ -85,6 +86,7 @@ class Titles(Dataset):
     def __init__(self, source, fmt, language=None, quiet=True, scenes=False):
         collection = read_collection(source, fmt, language, quiet)
         self.names = collection.names
+        self.shows = collection.names
         self.parts = collection.parts  # parts[n]: [(path, start in seconds, snippets)]
         self.counts = collection.counts
         self.skipped = collection.skipped
@@ -94,17 +96,36 @@ class Titles(Dataset):
         self.scenes = None
         if scenes:
             log_mel = functools.partial(log_mel_on_one_thread, fmt=fmt)
-            lengths = index_scenes(self.parts, source, fmt, log_mel, language, quiet)
-            self.scenes = [sum((lengths[path] for path, *_ in part), []) for part in self.parts]
+            self.scenes_of_file = index_scenes(self.parts, source, fmt, log_mel, language, quiet)
+            self.scenes = [self.scenes_of(part) for part in self.parts]
+
+    def scenes_of(self, part):
+        """The lengths of the scenes of some files, one file after another."""
+        return sum((self.scenes_of_file[path] for path, _, _ in part), [])
 
     def subset(self, titles):
         """The same collection with these titles only, renumbered from 0."""
         subset = copy.copy(self)
-        for attribute in ("names", "parts", "counts", "scenes"):
+        for attribute in ("names", "shows", "parts", "counts", "scenes"):
             values = getattr(self, attribute)
             if values is not None:
                 setattr(subset, attribute, [values[n] for n in titles])
         return subset
+
+    def episodes(self):
+        """The same snippets, with each file as a title: an episode of a show, or a film.
+
+        The paper speaks of "episodes of TV shows" (4.1), where we stitch them together.
+        """
+        files = [(show, file) for show, part in zip(self.shows, self.parts) for file in part]
+        episodes = copy.copy(self)
+        episodes.names = [path for _, (path, _, _) in files]
+        episodes.shows = [show for show, _ in files]
+        episodes.parts = [[file] for _, file in files]
+        episodes.counts = [count for _, (_, _, count) in files]
+        if self.scenes is not None:
+            episodes.scenes = [self.scenes_of(part) for part in episodes.parts]
+        return episodes
 
     def split(self, held_out, seed):
         """(training titles, held-out titles): this share of the titles, each whole, is held out.

@@ -88,31 +88,45 @@ TASKS = {
 }
 
 MAY_CHANGE = ("out", "workers")  # flags that may differ when a run is resumed
-BEFORE = {"clips": 10}  # the value of flags in runs that were made before they existed
+# The value of flags in runs that were made before they existed.
+BEFORE = {"clips": 10, "precision": "bf16"}
 
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
-    add = parser.add_argument
+    add_run_flags(parser.add_argument)
+    add_training_flags(parser.add_argument)
+    add_clip_flags(parser.add_argument)
+    known, _ = parser.parse_known_args(argv)
+    parser.set_defaults(**TASKS[known.task]["flags"])
+    args = parser.parse_args(argv)
+    if args.out is None:
+        args.out = f"runs/{run_name(args, parser)}"
+    return args
+
+
+def add_run_flags(add):
     add("--task", required=True, choices=TASKS, help="4.1; the toy tasks are our choice")
     add("--ckpt", metavar="FILE", help="written by pretrain.py; default: train from scratch")
     add("--data", metavar="DIR", help="the set as its authors publish it; default in datasets/")
     add("--split", default="1", help="1 as in 4.2; all: the mean of 3 splits or 5 folds (Table 5)")
-    add(
-        "--probe",
-        action="store_true",
-        help="leave the network as it is: logistic regression on its features (our choice)",
-    )
-    add(
-        "--out", metavar="DIR", help="default runs/TASK-NAME, by the checkpoint's folder or scratch"
-    )
+    probe = "leave the network as it is: logistic regression on its features (our choice)"
+    add("--probe", action="store_true", help=probe)
+    out = "default runs/TASK-NAME, by the checkpoint's folder or scratch"
+    add("--out", metavar="DIR", help=out)
     add("--seed", type=int, default=0, help="our choice, since the paper names none")
     add("--workers", type=int, help="processes that read, for each training process")
+
+
+def add_training_flags(add):
     add(
         "--width",
         type=int,
-        help="channels of the first stage; default the checkpoint's; from scratch 64 (4.1), toy 16",
+        help="channels of the first stage; default the checkpoint's; from scratch 64, as in the "
+        "networks that Section 3 cites; toy 16",
     )
+    precision = "of the network on a GPU; on a CPU it has fp32 (our choice)"
+    add("--precision", choices=("bf16", "fp32"), default="bf16", help=precision)
     add("--epochs", type=int, help="150 on UCF101, 200 on HMDB51, ESC-50 (7.2); toy: 25, 20")
     add(
         "--batch-size",
@@ -122,6 +136,9 @@ def parse_args(argv=None):
     add("--lr", type=float, help="0.2, at the end of the warm-up, which starts at 0.001 (7.2)")
     add("--warmup", type=int, help="25 epochs, linear, then a cosine (7.2), to 0 (our choice)")
     add("--weight-decay", type=float, default=1e-4, help="1e-4, with momentum 0.9 (7.2)")
+
+
+def add_clip_flags(add):
     add("--frames", type=int, help="of a clip, 32 (4.1); frames / fps is the length of a sound")
     add("--fps", type=float, help="10 (4.1)")
     add("--crop", type=int, help="158 pixels (4.1); default the checkpoint's own (7.2)")
@@ -132,22 +149,12 @@ def parse_args(argv=None):
         metavar=("LOW", "HIGH"),
         help="shorter side in training, 181 to 226 pixels (4.1); default in proportion to --crop",
     )
-    add(
-        "--short-side",
-        type=int,
-        help="shorter side in testing, 190 pixels; default in proportion to --crop (our choice)",
-    )
-    add(
-        "--clips", type=int, help="10 of a test file, each of a video in 3 crops (4.1); the toy's 2"
-    )
+    short_side = "shorter side in testing, 190 pixels; default in proportion to --crop (our choice)"
+    add("--short-side", type=int, help=short_side)
+    clips = "10 of a test file, each of a video in 3 crops (4.1); the toy's 2"
+    add("--clips", type=int, help=clips)
     add("--jitter", type=float, default=0.4, help="sigma of the colour jitter (our choice)")
     add("--mask", type=float, default=0.5, help="longest mask of a sound in time and in mels (4.1)")
-    known, _ = parser.parse_known_args(argv)
-    parser.set_defaults(**TASKS[known.task]["flags"])
-    args = parser.parse_args(argv)
-    if args.out is None:
-        args.out = f"runs/{run_name(args, parser)}"
-    return args
 
 
 def run_name(args, parser):
@@ -614,7 +621,7 @@ def report_split(args, source, fmt, split, sets, out, processes):
             f"{args.batch_size} = {world_size} processes x {args.batch_size // world_size} clips"
         )
         report(f"batch: {clips} of {fmt.seconds:g} s")
-    report(f"run: {out}, on {world_size} x {processes.device.type}")
+    report(f"run: {out}, on {world_size} x {processes.device.type} in {processes.precision}")
 
 
 def repeat_exactly():
@@ -665,7 +672,7 @@ def finish(args, source, state, sets, run):
 
 def main(args):
     # Arguments. Every process checks all of them before any work.
-    processes = Processes()
+    processes = Processes(args.precision)
     rank, world_size = processes.rank, processes.world_size
     task = TASKS[args.task]
     source = Source(args, task)

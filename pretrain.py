@@ -62,53 +62,17 @@ TOY = {
 
 # Flags that may differ when a run is resumed, since they change nothing that is trained.
 MAY_CHANGE = ("out", "workers", "save_every", "max_bad", "measure_every")
-BEFORE = {"sampling": "hierarchical"}  # the value of flags in runs made before they existed
+# The value of flags in runs that were made before they existed.
+BEFORE = {"sampling": "hierarchical", "title": "show", "precision": "bf16"}
 
 
 def parse_args(argv=None):
     parser = make_parser(__doc__)
-    add = parser.add_argument
-    add("--toy", action="store_true", help="small settings, on the toy world")
-    add("--data", default="datasets/movies", help="a folder of films and shows, or LIST.txt")
-    add("--out", help="folder of the run; default runs/ and a name from the flags")
-    iid = "iid: snippets shuffled over all titles, each once an epoch (Section 3); k = 1 of Table "
-    iid += "1 may have been this, or hierarchical with --k 1"
-    add("--sampling", choices=("hierarchical", "iid"), default="hierarchical", help=iid)
-    add("--k", type=int, default=16, help="snippets of a title in a minibatch (Section 3, Table 1)")
-    add(
-        "--w",
-        type=parse_window,
-        help="window, in snippets, that they come from; default the whole title (Section 3, Table "
-        "1); scene: one scene, or as few as hold k (4.2 leaves it to the future)",
-    )
-    add(
-        "--batch-size",
-        type=int,
-        default=512,
-        help="over all processes (4.1); each contrasts its own share (our choice)",
-    )
-    add("--gather", action="store_true", help="contrast the global batch (our choice: off)")
-    add("--tau", type=float, help="temperature; then embeddings are l2-normalised (4.2, Table 2)")
-    add("--jitter", type=float, default=0.0, help="sigma of the colour jitter (4.2, Table 2)")
-    add("--epochs", type=int, default=10, help="of sum M_n / batch steps (7.2; the steps: ours)")
-    add("--lr", type=float, default=2e-3, help="of Adam, after --warmup; then a cosine (7.2), to 0")
-    add("--warmup", type=float, default=1.0, help="epochs of linear warm-up from 1e-4 (7.2)")
-    add("--width", type=int, default=64, help="channels of the networks' first stage (Section 3)")
+    parser.add_argument("--compare", nargs="*", help=argparse.SUPPRESS)
+    add_sampling_flags(parser.add_argument)
+    add_training_flags(parser.add_argument)
     Format.add_flags(parser)
-    add("--language", help="audio track to prefer, as files tag it: eng, deu (our choice: none)")
-    add("--held-out", type=float, default=0.1, help="share of the titles for Equation 2 only (4.2)")
-    add("--held-out-snippets", type=int, default=32, help="of each held-out title (our choice)")
-    add("--measure-every", type=float, default=1.0, help="epochs between measurements (our choice)")
-    add("--seed", type=int, default=0, help="of all that is drawn at random")
-    add(
-        "--max-bad",
-        type=float,
-        default=0.01,
-        help="stop when more than this share of the snippets cannot be read (our choice)",
-    )
-    add("--workers", type=int, default=8, help="processes that read, for each training process")
-    add("--save-every", type=int, default=500, help="steps between checkpoints, over the whole run")
-    add("--compare", nargs="*", help=argparse.SUPPRESS)
+    add_run_flags(parser.add_argument)
     known, _ = parser.parse_known_args(argv)
     if known.compare is not None:
         moved("pretrain.py --compare", "python -m lab.compare RUN ...")
@@ -123,10 +87,66 @@ def parse_args(argv=None):
     return args
 
 
+def add_sampling_flags(add):
+    add("--toy", action="store_true", help="small settings, on the toy world")
+    add("--data", default="datasets/movies", help="a folder of films and shows, or LIST.txt")
+    add("--out", help="folder of the run; default runs/ and a name from the flags")
+    iid = "iid: snippets shuffled over all titles, each once an epoch (Section 3); k = 1 of Table "
+    iid += "1 may have been this, or hierarchical with --k 1"
+    add("--sampling", choices=("hierarchical", "iid"), default="hierarchical", help=iid)
+    add(
+        "--title",
+        choices=("show", "episode"),
+        default="show",
+        help="what a title is to the sampler: a show is one long film (footnote 7), or each of its "
+        "files is a title (4.1: episodes); it is held out whole in both cases (footnote 9)",
+    )
+    add("--k", type=int, default=16, help="snippets of a title in a minibatch (Section 3, Table 1)")
+    add(
+        "--w",
+        type=parse_window,
+        help="window, in snippets, that they come from; default the whole title (Section 3, Table "
+        "1); scene: one scene, or as few as hold k (4.2 leaves it to the future)",
+    )
+    add(
+        "--batch-size",
+        type=int,
+        default=512,
+        help="over all processes (4.1); each contrasts its own share (our choice)",
+    )
+    add("--gather", action="store_true", help="contrast the global batch (our choice: off)")
+
+
+def add_training_flags(add):
+    add("--tau", type=float, help="temperature; then embeddings are l2-normalised (4.2, Table 2)")
+    add("--jitter", type=float, default=0.0, help="sigma of the colour jitter (4.2, Table 2)")
+    add("--epochs", type=int, default=10, help="of sum M_n / batch steps (7.2; the steps: ours)")
+    add("--lr", type=float, default=2e-3, help="of Adam, after --warmup; then a cosine (7.2), to 0")
+    add("--warmup", type=float, default=1.0, help="epochs of linear warm-up from 1e-4 (7.2)")
+    width = "channels of the first stage; 64 in the networks that Section 3 cites"
+    add("--width", type=int, default=64, help=width)
+    precision = "of the networks on a GPU; on a CPU they have fp32 (our choice)"
+    add("--precision", choices=("bf16", "fp32"), default="bf16", help=precision)
+
+
+def add_run_flags(add):
+    add("--language", help="audio track to prefer, as files tag it: eng, deu (our choice: none)")
+    add("--held-out", type=float, default=0.1, help="share of the titles for Equation 2 only (4.2)")
+    add("--held-out-snippets", type=int, default=32, help="of each held-out title (our choice)")
+    add("--measure-every", type=float, default=1.0, help="epochs between measurements (our choice)")
+    add("--seed", type=int, default=0, help="of all that is drawn at random")
+    max_bad = "stop when more than this share of the snippets cannot be read (our choice)"
+    add("--max-bad", type=float, default=0.01, help=max_bad)
+    add("--workers", type=int, default=8, help="processes that read, for each training process")
+    add("--save-every", type=int, default=500, help="steps between checkpoints, over the whole run")
+
+
 def leave_out_k_and_w(args, parser):
     """The shuffled baseline takes each snippet by itself, which is k = 1 in logs and files."""
-    if args.w is not None or args.k not in (1, parser.get_default("k")):
-        raise BadInput("--sampling iid: has neither --k nor --w; leave them out")
+    has_k = args.k not in (1, parser.get_default("k"))
+    has_title = args.title != parser.get_default("title")
+    if has_k or has_title or args.w is not None:
+        raise BadInput("--sampling iid: has neither --title nor --k nor --w; leave them out")
     args.k = 1
 
 
@@ -450,13 +470,16 @@ def describe_sampling(args, train, sampler):
     return f"{source}, window {window}"
 
 
-def same_title_negatives(sampler, batches=20):
-    """The negatives of a sample that are of its own title: the mean over some batches of a rank."""
+def own_negatives(sampler, group_of, batches=20):
+    """The negatives of a sample that are of its own group: the mean over some batches of a rank.
+
+    group_of  group_of[n], what title n belongs to: its show, or just itself
+    """
     found = []
     for i in range(batches):
         step = i * len(sampler) // batches
-        titles = Counter(n for n, _, _ in sampler.batch(step))
-        found += [2 * (times - 1) for times in titles.values() for _ in range(times)]
+        groups = Counter(group_of[n] for n, _, _ in sampler.batch(step))
+        found += [2 * (times - 1) for times in groups.values() for _ in range(times)]
     return sum(found) / len(found)
 
 
@@ -466,9 +489,12 @@ def describe_passes(args, train, sampler):
     Titles are drawn uniformly, so the fewer and the longer ones of a mixture are seen less.
     """
     drawn = len(sampler) * sampler.batch_size * sampler.world_size  # snippets an epoch
+    files = Counter()  # of each show, and of each film
+    for show, part in zip(train.shows, train.parts):
+        files[show] += len(part)
     passes = []
     for kind, is_show in (("films", False), ("shows", True)):
-        titles = [n for n in sampler.titles if (len(train.parts[n]) > 1) == is_show]
+        titles = [n for n in sampler.titles if (files[train.shows[n]] > 1) == is_show]
         if not titles:
             continue
         snippets = sum(train.counts[n] for n in titles)
@@ -493,14 +519,18 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
     sampling = describe_sampling(args, train, sampler)
     report(f"batch     {args.batch_size} = {world_size} processes x {B}: {sampling}")
     negatives = 2 * (args.batch_size if args.gather else B) - 2
-    of_title = f"{same_title_negatives(sampler):.2f} of them in its process and of its own title"
+    of_title = f"{own_negatives(sampler, range(len(train))):.2f} of them"
+    of_title += " in its process and of its own title"
+    if args.title == "episode":
+        of_title += f", {own_negatives(sampler, train.shows):.2f} of its own show"
     chance = math.log(negatives + 1)
     report(f"          {negatives} negatives a sample, about {of_title};")
     report(f"          a loss of {chance:.2f} tells nothing apart")
     passes = describe_passes(args, train, sampler)
     report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs; an epoch makes {passes}")
     state = f"resumed after step {step}" if resumed else "new"
-    report(f"run       {args.out}, on {world_size} x {processes.device.type}, {state}")
+    device = f"{world_size} x {processes.device.type} in {processes.precision}"
+    report(f"run       {args.out}, on {device}, {state}")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -510,7 +540,7 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
 
 def main(args):
     # Processes. Under torchrun each has a share of every batch; without it there is one.
-    processes = Processes()
+    processes = Processes(args.precision)
     rank, world_size = processes.rank, processes.world_size
     check_args(args, world_size)
     run = Run(args.out, rank, {**vars(args), "processes": world_size}, MAY_CHANGE, BEFORE)
@@ -522,6 +552,8 @@ def main(args):
     fmt = Format.of(args)
     titles = processes.on_rank_0(lambda: open_titles(args, fmt, processes.report))
     train, held_out = titles.split(args.held_out, args.seed)
+    if args.title == "episode":
+        train = train.episodes()
     sampler = make_sampler(args, train, processes)
     steps_per_epoch = len(sampler)
     total_steps = args.epochs * steps_per_epoch

@@ -968,6 +968,7 @@ def test_the_schedule_of_section_7_2():
 ANOTHER_RUN = """
     --data datasets/tv
     --sampling iid
+    --title episode
     --k 4
     --w 64
     --w scene
@@ -979,6 +980,7 @@ ANOTHER_RUN = """
     --lr 0.001
     --warmup 2
     --width 32
+    --precision fp32
     --frames 8
     --fps 10
     --short-side 224
@@ -1100,29 +1102,81 @@ def test_the_loop_draws_from_the_shuffled_union_where_it_is_asked_to(toy, tmp_pa
     assert load_checkpoint(args.out)["args"]["sampling"] == "iid"
 
 
-def test_a_checkpoint_from_before_there_was_a_choice_is_hierarchical(run, toy, tmp_path):
+def test_a_checkpoint_from_before_there_was_a_choice_is_of_the_default(run, toy, tmp_path):
     checkpoint = load_checkpoint(run)
-    del checkpoint["args"]["sampling"]
+    for flag in ("sampling", "title", "precision"):
+        del checkpoint["args"][flag]
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
-    args = arguments(toy, tmp_path)
-    args.sampling = "iid"
-    with pytest.raises(BadInput, match="sampling hierarchical and not iid"):
-        pretrain.main(args)
+    for flag, value, before in (
+        ("sampling", "iid", "hierarchical"),
+        ("title", "episode", "show"),
+        ("precision", "fp32", "bf16"),
+    ):
+        args = arguments(toy, tmp_path)
+        setattr(args, flag, value)
+        with pytest.raises(BadInput, match=f"{flag} {before} and not {value}"):
+            pretrain.main(args)
 
 
 def test_the_shuffled_baseline_has_neither_k_nor_w():
     args = pretrain.parse_args(["--sampling", "iid"])
     assert (args.k, args.w, args.out) == (1, None, "runs/movies-iid")
-    for flags in (["--k", "4"], ["--w", "64"], ["--w", "scene"]):
-        with pytest.raises(BadInput, match="--sampling iid: has neither --k nor --w"):
+    for flags in (["--k", "4"], ["--w", "64"], ["--w", "scene"], ["--title", "episode"]):
+        with pytest.raises(BadInput, match="--sampling iid: has neither --title nor --k nor --w"):
             pretrain.parse_args(["--sampling", "iid", *flags])
+
+
+def test_with_title_episode_each_file_is_a_title_and_a_show_is_held_out_whole(
+    shows, tmp_path, samples, capsys
+):
+    """Footnote 9: "either all or none of its episodes are included in the held-out set"."""
+    flags = ["--data", shows / "films", "--held-out", 0.4, "--title", "episode", "--w", 6]
+    args = arguments(shows, tmp_path / "run", *flags)
+    pretrain.main(args)
+    titles = Titles(shows / "films", TINY)
+    train, held_out = titles.split(0.4, seed=0)
+    assert len(train) == 3 and len(held_out) == 2  # shows
+    episodes = load_checkpoint(args.out)["progress"]["titles"]
+    assert episodes == [path for part in train.parts for path, _, _ in part]
+    # Nine titles of 8 snippets are drawn from, four of them in each batch, and no other show.
+    batches = HierarchicalSampler([8] * 9, 16, 4, 6)
+    assert samples == sum((batches.batch(step) for step in range(len(batches))), [])
+    # Equation 2 calls two snippets of different episodes S-, as the show is the same: of 2 shows
+    # x 4 snippets, 8 pairs match, 2 x 4 x 3 are of one show, and 2 x 4 x 4 of two.
+    printed = capsys.readouterr().out
+    assert "pairs {'match': 8, 'same': 24, 'other': 32}" in printed
+    own = pretrain.own_negatives(batches, [n // 3 for n in range(9)])
+    assert "6.00 of them in its process and of its own title, " in printed
+    assert f"{own:.2f} of its own show" in printed and own > 6
+    assert "passes over shows" in printed and "over films" not in printed
+
+
+def test_an_episode_has_the_snippets_and_the_scenes_of_its_file(shows):
+    titles = Titles(shows / "films", TINY, scenes=True)
+    episodes = titles.episodes()
+    assert len(episodes) == 15 and episodes.counts == [8] * 15
+    assert episodes.shows == [f"show{n:03d}" for n in range(5) for _ in range(3)]
+    for n, name in enumerate(titles.names):
+        of_show = [i for i, show in enumerate(episodes.shows) if show == name]
+        assert sum((episodes.scenes[i] for i in of_show), []) == titles.scenes[n]
+    assert [sum(scenes) for scenes in episodes.scenes] == episodes.counts
+    ours, stitched = episodes[4, 3, None], titles[1, 8 + 3, None]
+    assert torch.equal(ours["video"], stitched["video"])
+    assert torch.equal(ours["waveform"], stitched["waveform"])
+
+
+def test_films_are_the_same_titles_with_title_episode(toy):
+    titles = Titles(toy / "films", TINY)
+    episodes = titles.episodes()
+    assert (episodes.parts, episodes.counts) == (titles.parts, titles.counts)
+    assert episodes.scenes is None
 
 
 def test_a_run_reports_the_negatives_of_its_title_and_the_passes_over_films_and_shows(run, toy):
     args = arguments(toy, run)
     train, _ = Titles(toy / "films", TINY).split(args.held_out, args.seed)
     batches = HierarchicalSampler(train.counts, 16, 4)
-    assert pretrain.same_title_negatives(batches) == 2 * 4 - 2
+    assert pretrain.own_negatives(batches, range(6)) == 2 * 4 - 2
     assert pretrain.describe_passes(args, train, batches) == "1.00 passes over films"
     # A short show and five long films, drawn alike: each gives a sixth of 9 batches of 16.
     path, start, _ = train.parts[0][0]
@@ -1140,7 +1194,7 @@ def test_a_run_reports_the_negatives_of_its_title_and_the_passes_over_films_and_
     lengths = np.array(train.counts)
     chance = (lengths * (lengths - 1)).sum() / (lengths.sum() * (lengths.sum() - 1))
     shuffled = IidSampler([n * 50 for n in train.counts], 16)
-    assert pretrain.same_title_negatives(shuffled) == pytest.approx(2 * 15 * chance, rel=0.3)
+    assert pretrain.own_negatives(shuffled, range(6)) == pytest.approx(2 * 15 * chance, rel=0.3)
 
 
 def test_held_out_titles_are_measured_evenly_central_clean_and_in_testing_mode(run, toy):
@@ -1733,6 +1787,20 @@ def test_what_fine_tuning_refuses(run, toy, tmp_path):
     _, _, errors = run_script("finetune.py", *argv, tmp_path / "lost.pt")
     assert "lost.pt/ucfTrainTestlist/classInd.txt: Not a directory" in errors
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_pixels_follow_the_crop_of_the_checkpoint_in_proportion():
+    """7.2: "proportionally adjusted"; the README has both readings of it for Table 5."""
+    task = finetune.TASKS["hmdb51"]
+    for size, scale, short_side in ((158, [181, 226], 190), (200, [229, 286], 241)):
+        args = finetune.parse_args(["--task", "hmdb51"])
+        finetune.set_sizes(args, task, {"crop": size})
+        assert (args.crop, args.scale, args.short_side) == (size, scale, short_side)
+    flags = ["--scale", "213", "266", "--short-side", "224"]
+    args = finetune.parse_args(["--task", "hmdb51", *flags])
+    finetune.set_sizes(args, task, {"crop": 200})
+    assert (args.crop, args.scale, args.short_side) == (200, [213, 266], 224)
+    assert [round(side * 224 / 190) for side in (181, 226)] == args.scale
 
 
 # --------------------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ from matplotlib.figure import Figure
 
 POINTS = 40  # The curve of the loss has at most this many points, each the mean of some steps.
 PANEL = (13 / 3, 3.2)  # Width and height of a panel, in inches.
+LINE = 0.25  # Height of a label's row in a wide panel, in inches.
+COLOURS = 10  # of matplotlib's cycle; each ten labels more have lines of the next kind
+LINES = ("-", "--", ":", "-.")
 
 
 def summarise(log, measures):
@@ -45,7 +48,14 @@ def mean_of(name, rows):
 
 
 def draw(
-    path, groups, measures, last_panel=None, order=(), loss_title="training loss", unit="nats"
+    path,
+    groups,
+    measures,
+    last_panel=None,
+    order=(),
+    loss_title="training loss",
+    unit="nats",
+    crowded=False,
 ):
     """Write a PNG with a panel for each measure and for the loss: mean and range over the seeds.
 
@@ -53,22 +63,31 @@ def draw(
 
     last_panel  a function of matplotlib's Axes that fills one more panel
     order       the labels of all pictures that belong together, so that each label has the same
-                colour in all of them
+                colour and the same kind of line in all of them
     unit        of the measures and of the loss
+    crowded     whether the labels are many or long: then the legend has a panel of its own, and
+                the last panel is as wide as the picture, with room for a row for each label
     """
     titles = {**measures, "loss": loss_title}
     names = [name for name in titles if was_measured(name, groups)]
     count = len(names)
-    if last_panel:
+    wide_height = 0
+    if crowded or last_panel:
         count += 1
-    figure, panels = make_panels(count)
+    if crowded and last_panel:
+        wide_height = LINE * (len(groups) + 4)
+    figure, panels = make_panels(count, wide_height)
     order = [*order, *groups]
     for name, axes in zip(names, panels):
-        style = ".-" if name in measures else "-"
+        marker = "." if name in measures else ""
         for label, seeds in groups.items():
-            draw_curve(axes, curves_of(name, seeds), label, f"C{order.index(label)}", style)
+            tens, colour = divmod(order.index(label), COLOURS)
+            style = marker + LINES[tens % len(LINES)]
+            draw_curve(axes, curves_of(name, seeds), label, f"C{colour}", style)
         axes.set(title=titles[name], xlabel="step", ylabel=unit)
-    if names:
+    if crowded:
+        draw_legend(panels[len(names)], panels[0])
+    elif names:
         panels[0].legend()
     elif not last_panel:
         figure.suptitle("nothing is measured yet")
@@ -77,16 +96,33 @@ def draw(
     figure.savefig(path, dpi=110, format="png")
 
 
-def make_panels(count):
-    """A figure with `count` axes, in rows of at most three."""
+def make_panels(count, wide_height=0):
+    """A figure with `count` axes, in rows of at most three.
+
+    wide_height  of one more below them, as wide as the figure, in inches; 0 for none
+    """
     columns = max(1, min(3, count))
     rows = max(1, math.ceil(count / columns))
     width, height = PANEL
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    height *= rows
+    figure = Figure(figsize=(width * columns, height + wide_height), layout="constrained")
+    upper = figure
+    if wide_height:
+        upper, lower = figure.subfigures(2, 1, height_ratios=(height, wide_height))
+    axes = upper.subplots(rows, columns, squeeze=False).flatten()
     for unused in axes[count:]:
         unused.remove()
-    return figure, axes[:count]
+    panels = list(axes[:count])
+    if wide_height:
+        panels.append(lower.subplots())
+    return figure, panels
+
+
+def draw_legend(axes, labelled):
+    """Fill a panel with the legend of another one, `labelled`."""
+    handles, labels = labelled.get_legend_handles_labels()
+    axes.axis("off")
+    axes.legend(handles, labels, loc="center", fontsize=min(8, 140 / max(1, len(labels))))
 
 
 def was_measured(name, groups):

@@ -162,6 +162,16 @@ def toy(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def shows(tmp_path_factory):
+    """A toy world of 5 shows, each of 3 episodes of 8 snippets."""
+    root = tmp_path_factory.mktemp("world") / "shows"
+    flags = "--titles 5 --episodes 3 --snippets 8 --clips 1 1".split()
+    status, _, errors = run_script("media", "toy", root, *flags)
+    assert not status, errors
+    return root
+
+
+@pytest.fixture(scope="session")
 def run(toy, tmp_path_factory):
     """The folder of one finished run of nine steps."""
     out = tmp_path_factory.mktemp("runs") / "whole"

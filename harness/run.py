@@ -23,11 +23,13 @@ from harness.files import atomic_write, lock_folder
 class Processes:
     """The processes that torchrun has started, as one of them sees them.
 
+    gpu_precision       "bf16" or "fp32", in which networks run on a GPU
     rank, world_size    which of how many processes this is; 0 of 1 without torchrun
     device              its GPU, or the CPU where there is none; known after `start`
     """
 
-    def __init__(self):
+    def __init__(self, gpu_precision="bf16"):
+        self.gpu_precision = gpu_precision
         self.rank = int(os.environ.get("RANK", 0))
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -43,6 +45,8 @@ class Processes:
                 raise BadInput(f"there are more processes than GPUs: start {gpus}, one for each")
             self.device = torch.device("cuda", self.local_rank)
             torch.cuda.set_device(self.device)
+            # PyTorch's own default rounds what a convolution multiplies to TF32.
+            torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
         if self.world_size > 1:
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if self.on_gpu else "gloo")
@@ -53,9 +57,13 @@ class Processes:
     def on_gpu(self):
         return self.device.type == "cuda"
 
+    @property
+    def precision(self):
+        """In which networks run: fp32 on a CPU, where bf16 sometimes gave non-finite gradients."""
+        return self.gpu_precision if self.on_gpu else "fp32"
+
     def autocast(self):
-        """bf16 on a GPU; fp32 on a CPU, where bf16 sometimes gave non-finite gradients."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.on_gpu)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def report(self, *words):
         """Print a line, once for all ranks, above any progress bar."""

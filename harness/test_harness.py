@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+import finetune
 import pretrain
 from harness.errors import BadInput, one_line_errors, printable
 from harness.files import atomic_write, in_own_process
@@ -29,9 +30,40 @@ from harness.fixtures import (
     run_script,
     write_film,
 )
-from harness.run import Run
+from harness.run import Processes, Run
 from media.collection import read_collection
 from media.format import Format
+
+# --------------------------------------------------------------------------------------------
+# Processes
+# --------------------------------------------------------------------------------------------
+
+
+def test_networks_run_in_bf16_on_a_gpu_unless_it_is_told_fp32_and_in_fp32_on_a_cpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "autocast", lambda *_, enabled: asked.append(enabled))
+    for device in ("cuda", "cpu"):
+        for precision in ("bf16", "fp32"):
+            processes = Processes(precision)
+            processes.device = torch.device(device)
+            processes.autocast()
+            asked.append(processes.precision)
+    assert asked == [True, "bf16", False, "fp32", False, "fp32", False, "fp32"]
+
+
+@pytest.mark.parametrize("script, flags", [(pretrain, []), (finetune, ["--task", "esc50"])])
+def test_the_precision_of_a_command_line_reaches_its_processes(script, flags, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def asked(precision):
+        raise Asked(precision)
+
+    monkeypatch.setattr(script, "Processes", asked)
+    for more, precision in (([], "bf16"), (["--precision", "fp32"], "fp32")):
+        with pytest.raises(Asked, match=precision):
+            script.main(script.parse_args([*flags, *more]))
+
 
 # --------------------------------------------------------------------------------------------
 # Errors

@@ -56,8 +56,10 @@ def add_toy_flags(parser):
     add("--seed", type=int, default=0, help="the same seed gives the same bytes")
     artefacts = "strength of what betrays a title, 0 to 1"
     add("--artefacts", type=float, default=0.5, help=artefacts)
-    add("--titles", type=int, default=64, help="number of films")
-    add("--snippets", type=int, default=128, help="length of a film, in snippets of 1.6 s")
+    add("--titles", type=int, default=64, help="number of films, or of shows")
+    add("--snippets", type=int, default=128, help="length of a file, in snippets of 1.6 s")
+    episodes = "files of a title: above 1, each is a show whose episodes share what betrays it"
+    add("--episodes", type=int, default=1, help=episodes)
     clips = "labelled clips of each class, to train and to test on"
     add("--clips", type=int, nargs=2, metavar=("TRAIN", "TEST"), default=[20, 40], help=clips)
 
@@ -132,6 +134,7 @@ def main(args):
             titles=args.titles,
             snippets=args.snippets,
             clips=tuple(args.clips),
+            episodes=args.episodes,
         )
     elif args.command == "check":
         check(args.source, Format.of(args), args.language, args.batch_size)

@@ -24,7 +24,7 @@ class Format:
     frames: int = setting(16, "T, frames of a snippet (4.1)")
     fps: float = setting(5.0, "frames a second of a snippet; the paper's lasts 3.2 s (4.1)")
     short_side: int = setting(190, "pixels of the shorter side (4.1; Table 5 has 224)")
-    crop: int = setting(158, "pixels of the crop, H = W (4.1; Table 5 has 200)")
+    crop: int = setting(158, "pixels of the crop, H = W (4.1; Table 4 has 112, Table 5 200)")
     rate: int = setting(48000, "sample rate of the sound, Hz (4.1)")
     n_fft: int = setting(2048, "samples of an FFT window (4.1)")
     hop: int = setting(512, "samples between audio frames (4.1)")

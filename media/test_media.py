@@ -888,7 +888,8 @@ def spread_of_colours(plan, strength):
     """How much the mean colours of six films of one plan differ."""
     colours = []
     for seed in range(6):
-        frames, _ = media.toy.render_film(np.random.default_rng(seed), plan, strength)
+        rng = np.random.default_rng(seed)
+        frames, _ = media.toy.render_film(rng, media.toy.make_title(rng), plan, strength)
         colours.append(frames.mean((0, 1, 2)))
     return np.std(colours, axis=0).mean()
 
@@ -901,14 +902,14 @@ def test_artefacts_are_what_betrays_a_title():
 def test_the_command_line_of_the_toy_world_reaches_its_renderer(monkeypatch):
     made = []
 
-    def noted(root, seed, artefacts, titles, snippets, clips):
-        made.append((root, seed, artefacts, titles, snippets, tuple(clips)))
+    def noted(root, seed, artefacts, titles, snippets, clips, episodes):
+        made.append((root, seed, artefacts, titles, snippets, clips, episodes))
 
     monkeypatch.setattr(media.__main__, "make_toy", noted)
-    flags = "--seed 3 --artefacts 0.7 --titles 2 --snippets 5 --clips 4 2".split()
+    flags = "--seed 3 --artefacts 0.7 --titles 2 --snippets 5 --clips 4 2 --episodes 3".split()
     for argv in (["W"], ["W", *flags]):
         media.__main__.main(media.__main__.parse_args(["toy", *argv]))
-    assert made == [("W", 0, 0.5, 64, 128, (20, 40)), ("W", 3, 0.7, 2, 5, (4, 2))]
+    assert made == [("W", 0, 0.5, 64, 128, (20, 40), 1), ("W", 3, 0.7, 2, 5, (4, 2), 3)]
 
 
 def test_an_occupied_folder_is_left_alone(tmp_path):

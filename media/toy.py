@@ -1,7 +1,8 @@
 """The toy world: small films made by a law, to see the paper's claim on a laptop.
 
     title    A hidden factor sets the colour grade *and* the key of the music. Another
-             sets the hue of the lead *and* the pitch of its voice.
+             sets the hue of the lead *and* the pitch of its voice. All episodes of a show
+             share them, and the music, the voice and the lead.
     scene    A place, its texture *and* its ambience, for 4-20 snippets; three actions;
              in a share of the scenes the music plays.
     shot     2-5 snippets, fewer at a scene's end, that carry one action on: same object,
@@ -328,13 +329,13 @@ def plan_film(rng, snippets):
 # ----------------------------------------------------------------------------------------
 
 
-def render_film(rng, plan, artefacts):
-    """Return frames (F, H, W, 3) uint8 and sound (S,) float32 of a title.
+def render_film(rng, title, plan, artefacts):
+    """Return frames (F, H, W, 3) uint8 and sound (S,) float32 of a film, or of an episode.
 
+    title      its TitleTraits
     plan       of `plan_film`
     artefacts  strength of what betrays a title, from 0 to 1
     """
-    title = make_title(rng)
     frames = np.empty((len(plan) * TOY_FRAMES, TOY_SIZE, TOY_SIZE, 3), np.float32)
     sound = np.empty(len(plan) * TOY_SAMPLES, np.float32)
     scene_number = None
@@ -412,7 +413,8 @@ def add_artefacts(title, frames, sound, artefacts):
 # The world: films, two labelled sets, and the truth about the films
 # ----------------------------------------------------------------------------------------
 
-KINDS = ("film", "action", "sound")  # Each kind has random states of its own.
+# Each kind has random states of its own. A show has no file: its traits are of all its episodes.
+KINDS = ("film", "action", "sound", "episode", "show")
 
 
 class WorldFile(NamedTuple):
@@ -422,13 +424,15 @@ class WorldFile(NamedTuple):
     index: int  # among the files of its kind
     action: int | None  # of a labelled clip
     path: str  # as seen from the world's folder
+    title: int | None = None  # of a film or an episode
+    episode: int = 0  # which one of its show
 
 
-def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40)):
+def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40), episodes=1):
     """Write a toy world to the folder `root`, whole or not at all.
 
         films/      `titles` films of `snippets` x 1.6 s, H.264 and FLAC, 5 fps of 40 x 40
-                    pixels, 16 kHz
+                    pixels, 16 kHz; or `titles` shows, each of `episodes` such files
         action/     10 classes of clips of 3.2 s, laid out as UCF101
         sound/      as many clips of 3.2 s, laid out as ESC-50
         truth.csv   title, snippet, scene, shot and action of each snippet of a film: for
@@ -439,6 +443,8 @@ def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40
     artefacts  from 0 to 1: the share and the loudness of the music, and the strength of
                the grade; beyond 0.75 also a logo with a tone
     clips      (to train on, to test on), of each class in each split
+    episodes   more than 1 makes each title a show: a folder of so many files, which share
+               what betrays a title
 
     Raises BadInput for other artefacts, and for a folder that is not empty.
     """
@@ -450,7 +456,7 @@ def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         world = Path(scratch) / "world"
-        files = list_files(titles, clips_a_class=sum(clips))
+        files = list_files(titles, episodes, clips_a_class=sum(clips))
         work = partial(make_file, root=world, seed=seed, artefacts=artefacts, snippets=snippets)
         truth = make_files(world, files, work, f"toy world {root}")
         write_lists(world, action_lists(files, clips) | sound_lists(files) | truth_list(truth))
@@ -461,13 +467,23 @@ def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40
             "snippets": snippets,
             "clips": list(clips),
         }
+        if episodes > 1:
+            arguments["episodes"] = episodes
         (world / "world.json").write_text(json.dumps(arguments, indent=1) + "\n")
         world.replace(root)
 
 
-def list_files(titles, clips_a_class):
+def list_files(titles, episodes, clips_a_class):
     """Return the WorldFile of each file, with folders and names as UCF101 and ESC-50 have them."""
-    files = [WorldFile("film", n, None, f"films/film{n:03d}.mp4") for n in range(titles)]
+    files = []
+    for n in range(titles):
+        if episodes == 1:
+            files.append(WorldFile("film", n, None, f"films/film{n:03d}.mp4", n))
+            continue
+        for episode in range(episodes):
+            path = f"films/show{n:03d}/episode{episode:02d}.mp4"
+            index = n * episodes + episode
+            files.append(WorldFile("episode", index, None, path, n, episode))
     for action, name in enumerate(ACTIONS):
         for clip in range(clips_a_class):
             index = action * clips_a_class + clip
@@ -496,21 +512,34 @@ def make_file(file, root, seed, artefacts, snippets):
     """Render and write one file of the world.
 
     Each has a random state of its own, so the order in which they are made changes nothing.
-    Returns the truth about a film, [(title, snippet, scene, shot, action)], and [] of a clip.
+    Returns the truth about it, [(title, snippet, scene, shot, action)], which is [] of a clip.
     """
-    rng = np.random.default_rng((seed, KINDS.index(file.kind), file.index))
-    if file.kind == "film":
+    rng = rng_of_kind(seed, file.kind, file.index)
+    if file.action is None:
         plan = plan_film(rng, snippets)
     else:
         plan = np.array([(0, 0, file.action)] * 2)  # A clip is one shot of two snippets, 3.2 s.
-    frames, sound = render_film(rng, plan, artefacts)
+    if file.kind == "episode":
+        title = make_title(rng_of_kind(seed, "show", file.title))
+    else:
+        title = make_title(rng)
+    frames, sound = render_film(rng, title, plan, artefacts)
     if file.kind == "sound":
         write_wave(root / file.path, sound)
     else:
         write_video(root / file.path, frames, sound)
-    if file.kind != "film":
+    if file.action is not None:
         return []
-    return [(file.index, m, *row) for m, row in enumerate(plan.tolist())]
+    # Numbers go on through the episodes of a show; those of scenes and shots have gaps.
+    first = file.episode * snippets
+    truth = []
+    for m, (scene, shot, action) in enumerate(plan.tolist()):
+        truth.append((file.title, first + m, first + scene, first + shot, action))
+    return truth
+
+
+def rng_of_kind(seed, kind, index):
+    return np.random.default_rng((seed, KINDS.index(kind), index))
 
 
 def write_video(path, frames, sound):
