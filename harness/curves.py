@@ -8,14 +8,16 @@ groups    {label: {seed: summary}}: runs that differ in nothing but their seed s
 """
 
 import math
+import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
 
 POINTS = 40  # The curve of the loss has at most this many points, each the mean of some steps.
 PANEL = (13 / 3, 3.2)  # Width and height of a panel, in inches.
-LINE = 0.25  # Height of a label's row in a wide panel, in inches.
-COLOURS = 10  # of matplotlib's cycle; each ten labels more have lines of the next kind
+ROW = 0.3  # Height of a label's row in a wide panel, in inches.
+WIDEST = 60  # A line of a label has at most this many characters, where labels are crowded.
+COLOURS = 10  # Matplotlib's cycle has this many. The next ten labels have the next kind of line.
 LINES = ("-", "--", ":", "-.")
 
 
@@ -75,7 +77,7 @@ def draw(
     if crowded or last_panel:
         count += 1
     if crowded and last_panel:
-        wide_height = LINE * (len(groups) + 4)
+        wide_height = ROW * (len(groups) + 4)
     figure, panels = make_panels(count, wide_height)
     order = [*order, *groups]
     for name, axes in zip(names, panels):
@@ -121,8 +123,16 @@ def make_panels(count, wide_height=0):
 def draw_legend(axes, labelled):
     """Fill a panel with the legend of another one, `labelled`."""
     handles, labels = labelled.get_legend_handles_labels()
+    labels = [in_lines(label) for label in labels]
+    lines = "\n".join(labels).count("\n") + 1
     axes.axis("off")
-    axes.legend(handles, labels, loc="center", fontsize=min(8, 140 / max(1, len(labels))))
+    axes.legend(handles, labels, loc="center", fontsize=min(8, 140 / lines))
+
+
+def in_lines(label):
+    """Break a long label after the commas between its arguments."""
+    unbroken = label.replace(" ", "\N{NO-BREAK SPACE}").replace(",\N{NO-BREAK SPACE}", ", ")
+    return textwrap.fill(unbroken, WIDEST).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def was_measured(name, groups):

@@ -1,11 +1,13 @@
-"""Finished runs compared: Figures 1 to 3, Tables 1 and 2.
+"""Finished runs compared: Figures 1 to 3, Tables 1, 2 and 5.
 
     python -m lab.compare runs/*                         pictures, a table, findings.json
     python -m lab.compare lab/findings.json --out DIR    the same again, from their rows
 
-Runs that differ in nothing but their seed are one row of the table and one curve. A RUN is the
-folder of a finished run of pretrain.py or finetune.py, or a findings.json, which has a row for
-each run that was compared.
+Runs that differ in nothing but their seed are one row of the table and one curve. Runs that
+differ in any other argument are told apart by their labels. Each sweep of a collection is a
+picture, COLLECTION-SWEEP.png; `sweeps` below lists them, and which figure each repeats. A RUN is
+the folder of a finished run of pretrain.py or finetune.py, or a findings.json, which has a row
+for each run that was compared.
 """
 
 # A row is what findings.json keeps of a run: `run` (the name of its folder), `seed` and
@@ -13,7 +15,10 @@ each run that was compared.
 # (harness/curves.py); of finetune.py also `task`, `pretraining` (the run that its weights are
 # from, or None) and `accuracy` (from 0 to 1).
 #
-#     label     what sets a run apart from the others on its collection: "k = 16, w = 32"
+#     base      {argument: its most common value} of one collection, of each argument in which
+#               its runs differ and which a label names only where it has another value
+#     label     what sets a run apart from the others on its collection: "k = 16, w = 32",
+#               "k = 16, batch size = 128"; a base label names k, w, σ and τ only
 #     groups    {label: {seed: row of pretrain.py}} of one collection
 #     results   {task: {label, or "none" for no pretraining: {seed: row of finetune.py}}}
 #
@@ -26,13 +31,22 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.curves import draw, legend_below
+from harness.curves import draw, in_lines, legend_below
 from harness.errors import BadInput, make_parser, one_line_errors, printable
 from harness.files import atomic_write
 from loss import MEASURES
 from media.collection import collection_name
 
 SIGNS = {"w": "w", "jitter": "σ", "tau": "τ"}  # Arguments that a label names where they are set.
+# Arguments that are never compared with the base: those that every label names by itself, ...
+NOT_COMPARED = {"sampling", "k", *SIGNS}
+# ... those that say which run it is, or stand for others, and those that change nothing trained.
+NOT_COMPARED |= {"data", "out", "seed", "toy", "workers", "save_every", "max_bad", "measure_every"}
+# The value of arguments in runs that were made before they existed.
+BEFORE = {"sampling": "hierarchical", "title": "show", "precision": "bf16"}
+# A picture is crowded if it has more labels than this, or one with more characters than this.
+FEW_LABELS = 5
+SHORT_LABEL = len("k = 16, w = scene")
 UNTRAINED = "none"  # The label of a network that was not pretrained.
 MARKERS = "v*osD^"  # One for each task.
 
@@ -113,26 +127,42 @@ def downstream_row(result):
 
 
 def group(rows):
-    """Sort rows of pretrain.py into {collection: groups}.
-
-    Toy worlds that differ in nothing but their seed count as one collection.
-    """
+    """Sort rows of pretrain.py into {collection: groups}, each with its labels in order."""
     groups_of = {}
-    for row in sorted(rows, key=sort_key):
-        # The world of seed 2 is films-2, and its collection films.
-        world = collection_name(row["arguments"]["data"])
-        collection = world.removesuffix(f"-{row['seed']}")
-        groups = groups_of.setdefault(collection, {})
-        label = label_of(row["arguments"])
-        add_seed(groups.setdefault(label, {}), row)
+    for collection, members in by_collection(rows).items():
+        base = base_of(members)
+        groups = {}
+        for row in members:
+            label = label_of(settings_of(row), base)
+            add_seed(groups.setdefault(label, {}), row, "arguments and seed")
+        in_order = sorted(groups, key=lambda label: label_key(label, groups[label]))
+        groups_of[collection] = {label: groups[label] for label in in_order}
     return groups_of
 
 
-def sort_key(row):
-    """Order by k, after the shuffled baseline; then the whole title, windows from the widest to
-    the narrowest, and scenes; then the rest.
+def by_collection(rows):
+    """Sort rows of pretrain.py into {collection: rows}.
+
+    Toy worlds that differ in nothing but their seed count as one collection.
     """
-    args = row["arguments"]
+    rows_of = {}
+    for row in sorted(rows, key=lambda row: (sort_key(settings_of(row)), row["seed"])):
+        # The world of seed 2 is films-2, and its collection films.
+        world = collection_name(row["arguments"]["data"])
+        collection = world.removesuffix(f"-{row['seed']}")
+        rows_of.setdefault(collection, []).append(row)
+    return rows_of
+
+
+def settings_of(row):
+    """The arguments of a run, with those that did not exist yet when it was made."""
+    return {**BEFORE, **row["arguments"]}
+
+
+def sort_key(args):
+    """Order by k, after the shuffled baseline; then the whole title, windows from the widest to
+    the narrowest, and scenes; then by colour jitter and temperature.
+    """
     # Three cases: the whole title, first; a window of w snippets, by -w; a scene, last.
     if args["w"] is None:
         window = (0, 0)
@@ -141,27 +171,76 @@ def sort_key(row):
     else:
         window = (1, -args["w"])
     k = 0 if is_iid(args) else args["k"]
-    return k, window, args["jitter"], args["tau"] or 0, args["seed"]
+    return k, window, args["jitter"], args["tau"] or 0
 
 
-def label_of(args):
-    """Name k, or the shuffled baseline, and what else is not the default."""
+def label_key(label, seeds):
+    """Order labels by `sort_key`. Of those that it leaves equal, the base label is the shortest."""
+    return sort_key(arguments_of(seeds)), len(label), label
+
+
+def base_of(rows):
+    """Return {argument: its most common value}, of the arguments in which these runs differ.
+
+    Of values that are equally common, the base has that of the run with the shortest name, since
+    a run is named after its flags; of equally short names, the first in alphabetical order.
+    """
+    rows = sorted(rows, key=lambda row: (len(row["run"]), row["run"]))
+    settings = [settings_of(row) for row in rows]
+    base = {}
+    for name in argument_names(rows):
+        counts = collections.Counter(args[name] for args in settings if name in args)
+        if len(counts) > 1:
+            base[name], _ = counts.most_common(1)[0]
+    return base
+
+
+def argument_names(rows):
+    """The arguments that may differ from the base, in the order in which pretrain.py has them.
+
+    That is the order of the newest run, the one with the most arguments.
+    """
+    newest_first = sorted(rows, key=lambda row: -len(row["arguments"]))
+    names = distinct(name for row in newest_first for name in row["arguments"])
+    return [name for name in names if name not in NOT_COMPARED]
+
+
+def label_of(args, base=None):
+    """Name k, or the shuffled baseline; w, σ and τ where they are set; and what is not at the base.
+
+    Without a base, this is the base label. A run that lacks an argument counts as at the base.
+    """
     parts = ["i.i.d." if is_iid(args) else f"k = {args['k']}"]
     parts += [f"{sign} = {args[name]}" for name, sign in SIGNS.items() if args[name]]
+    for name, value in (base or {}).items():
+        if args.get(name, value) != value:
+            parts.append(in_words(name, args[name]))
     return ", ".join(parts)
 
 
+def in_words(name, value):
+    """Write an argument as a label has it: "short side = 224", "gather", "no gather"."""
+    words = name.replace("_", " ")
+    if value is True:
+        return words
+    if value is False or value is None:
+        return f"no {words}"
+    return f"{words} = {value}"
+
+
 def is_iid(args):
-    """Runs made before there was a choice have no such argument."""
-    return args.get("sampling") == "iid"
+    return args["sampling"] == "iid"
 
 
-def add_seed(seeds, row):
-    """Add a row to {seed: row}, unless that seed has one: the first one counts."""
+def add_seed(seeds, row, agreement):
+    """Add a row to {seed: row}, unless that seed has one: the first one counts.
+
+    agreement  what two rows of one seed have in common here, in words
+    """
     first = seeds.setdefault(row["seed"], row)
     if first is not row:
-        same = f"{printable(first['run'])} in neither k, w, jitter, tau, task nor seed"
-        print(f"{printable(row['run'])}: differs from {same}, skipped")
+        run, first_run = printable(row["run"]), printable(first["run"])
+        print(f"{run}: the same {agreement} as {first_run}, skipped")
 
 
 def sweeps(groups):
@@ -169,29 +248,53 @@ def sweeps(groups):
 
     k           the whole title as window (Figures 1a and 3a)
     w           at the k that has most windows (Figures 1b and 3b)
+    w-is-k      adjacent snippets, at two k > 1 or more, beside k = 1 (Figures 1c and 3c)
+    k-w         k and w, where several k have windows, as on TV (Figure 1d)
     jitter-tau  colour jitter or a temperature, beside neither of them (Figure 2, Table 2)
+    settings    any other argument, beside the base label of the same k, w, σ and τ (Table 5)
+
+    All but the last have base labels only. At k = 1 all w are the same, so it stands beside w = k.
     """
     args = {label: arguments_of(seeds) for label, seeds in groups.items()}
-    changed = [label for label in groups if args[label]["jitter"] or args[label]["tau"]]
-    plain = [label for label in groups if label not in changed]
-    whole = [label for label in plain if args[label]["w"] is None]
-    found = {"k": whole}
-    with_k = [label for label in plain if not is_iid(args[label])]
-    if with_k:
-        ks = collections.Counter(args[label]["k"] for label in with_k)
-        k, _ = ks.most_common(1)[0]
-        found["w"] = [label for label in with_k if args[label]["k"] == k]
+    base = [label for label in groups if label == label_of(args[label])]
+    changed = [label for label in base if args[label]["jitter"] or args[label]["tau"]]
+    plain = [label for label in base if label not in changed]
+    found = sweeps_of_k_and_w({label: args[label] for label in plain})
     if changed:
         changed_ks = {args[label]["k"] for label in changed}
-        beside = [label for label in whole if label in with_k and args[label]["k"] in changed_ks]
+        whole = [label for label in plain if args[label]["w"] is None]
+        with_k = [label for label in whole if not is_iid(args[label])]
+        beside = [label for label in with_k if args[label]["k"] in changed_ks]
         found["jitter-tau"] = beside + changed
+    others = [label for label in groups if label not in base]
+    beside = {label_of(args[label]) for label in others}
+    found["settings"] = [label for label in groups if label in others or label in beside]
     return {name: labels for name, labels in found.items() if len(labels) > 1}
+
+
+def sweeps_of_k_and_w(args):
+    """Those of `sweeps` that have neither jitter nor a temperature: args {label: arguments}."""
+    k_of = {label: args[label]["k"] for label in args if not is_iid(args[label])}
+    whole = [label for label in args if args[label]["w"] is None]
+    adjacent = [label for label in k_of if args[label]["w"] == k_of[label]]
+    neither = [label for label in k_of if label not in whole and label not in adjacent]
+    windowed = [label for label in neither if args[label]["w"] != "scene"]
+    found = {"k": whole}
+    if k_of:
+        k, _ = collections.Counter(k_of.values()).most_common(1)[0]
+        found["w"] = [label for label in k_of if k_of[label] == k]
+    if len({k_of[label] for label in adjacent} - {1}) > 1:
+        ones = [label for label in whole if k_of.get(label) == 1]
+        found["w-is-k"] = distinct(ones + adjacent)
+    if len({k_of[label] for label in windowed}) > 1:
+        found["k-w"] = [label for label in args if label in whole or label in windowed]
+    return found
 
 
 def arguments_of(seeds):
     """The arguments of the first of a label's runs: in what a label names, all of them agree."""
     first = min(seeds)
-    return seeds[first]["arguments"]
+    return settings_of(seeds[first])
 
 
 def downstream(rows, groups):
@@ -208,7 +311,7 @@ def downstream(rows, groups):
         if test_of(row) in tests_of_pretrained:
             seeds_of = results.setdefault(row["task"], {})
             label = label_of_run[row["pretraining"]]
-            add_seed(seeds_of.setdefault(label, {}), row)
+            add_seed(seeds_of.setdefault(label, {}), row, "label, task and seed")
     return results
 
 
@@ -229,7 +332,9 @@ def compare(paths, out):
     lines = ",\n".join(json.dumps(row) for row in rows)
     findings = f"[\n{lines}\n]\n"
     atomic_write(out / "findings.json", partial(Path.write_text, data=findings))
-    groups_of = group([row for row in rows if "final" in row])
+    pretrained = [row for row in rows if "final" in row]
+    base_of_collection = {name: base_of(rows) for name, rows in by_collection(pretrained).items()}
+    groups_of = group(pretrained)
     results_of = {name: downstream(rows, groups) for name, groups in groups_of.items()}
     all_labels = distinct(label for groups in groups_of.values() for label in groups)
     all_tasks = distinct(task for results in results_of.values() for task in results)
@@ -241,6 +346,7 @@ def compare(paths, out):
             draw_sweep(picture, swept, results, all_labels, all_tasks)
             print(picture)
         print_table(collection, groups, results)
+        print_base(base_of_collection[collection])
     print()
     print(f"{out}/findings.json, {len(rows)} runs")
 
@@ -258,26 +364,44 @@ def draw_sweep(path, groups, results, all_labels, all_tasks):
     for task, seeds_of in results.items():
         if len(seeds_of.keys() & groups.keys()) > 1:
             compared[task] = seeds_of
+    crowded = len(groups) > FEW_LABELS or max(map(len, groups)) > SHORT_LABEL
     last_panel = None
     if compared:
-        labels = [UNTRAINED, *groups]
-        last_panel = partial(draw_downstream, results=compared, labels=labels, tasks=all_tasks)
-    if any("w =" in label for label in groups):
+        labels = list(groups)
+        if has_untrained(compared):
+            labels = [UNTRAINED, *labels]
+        last_panel = partial(
+            draw_downstream, results=compared, labels=labels, tasks=all_tasks, sideways=crowded
+        )
+    if any(has_window(label) for label in groups):
         groups = {with_window(label): seeds for label, seeds in groups.items()}
         all_labels = [with_window(label) for label in all_labels]
-    draw(path, groups, MEASURES, last_panel, all_labels, loss_title="training loss (Equation 1)")
+    loss_title = "training loss (Equation 1)"
+    draw(path, groups, MEASURES, last_panel, all_labels, loss_title=loss_title, crowded=crowded)
+
+
+def has_untrained(results):
+    return any(UNTRAINED in seeds_of for seeds_of in results.values())
+
+
+def has_window(label):
+    return ", w = " in label
 
 
 def with_window(label):
-    if "w =" in label:
+    """Name the window of a label that leaves it out, after k. The shuffled baseline has none."""
+    if has_window(label) or not label.startswith("k ="):
         return label
-    return f"{label}, w = $M_n$"
+    k, *others = label.split(", ")
+    return ", ".join([k, "w = $M_n$", *others])
 
 
-def draw_downstream(axes, results, labels, tasks):
+def draw_downstream(axes, results, labels, tasks, sideways):
     """Fill a panel with mean and range of the accuracy: a column a label, a marker a task.
 
     The tasks are grey, because colours stand for the labels.
+
+    sideways  whether a label has a row instead of a column
     """
     for i, (task, seeds_of) in enumerate(results.items()):
         tested = [label for label in labels if label in seeds_of]
@@ -287,15 +411,32 @@ def draw_downstream(axes, results, labels, tasks):
         highest = np.array([percent[label].max() for label in tested])
         grey = f"{0.7 * i / len(results):.2f}"
         marker = MARKERS[tasks.index(task) % len(MARKERS)]
-        # Each task is a little to the right of the one before it.
-        x = np.array([labels.index(label) for label in tested]) + 0.08 * i
+        # Each task is a little to the right of the one before it, or a little below.
+        shift = 0.08 * i
+        if sideways:
+            shift = 0.6 * ((i + 0.5) / len(results) - 0.5)
+        positions = np.array([labels.index(label) for label in tested]) + shift
         lengths = (means - lowest, highest - means)
-        axes.errorbar(x, means, lengths, ls="", label=task, color=grey, marker=marker)
+        style = {"ls": "", "label": task, "color": grey, "marker": marker}
+        if sideways:
+            axes.errorbar(means, positions, xerr=lengths, **style)
+            draw_line = axes.axvline
+        else:
+            axes.errorbar(positions, means, yerr=lengths, **style)
+            draw_line = axes.axhline
         if UNTRAINED in percent:
-            axes.axhline(percent[UNTRAINED].mean(), ls=":", lw=0.8, color=grey)
-    axes.set(title="downstream (none: without pretraining)", ylabel="top-1 %")
-    axes.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in labels])
-    legend_below(axes)
+            draw_line(percent[UNTRAINED].mean(), ls=":", lw=0.8, color=grey)
+    axes.set_title("downstream")
+    if has_untrained(results):
+        axes.set_title("downstream (none: without pretraining)")
+    if sideways:
+        axes.set(xlabel="top-1 %", ylim=(len(labels) - 0.5, -0.5))
+        axes.set_yticks(range(len(labels)), map(in_lines, labels), fontsize=8)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
+    else:
+        axes.set_ylabel("top-1 %")
+        axes.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in labels])
+        legend_below(axes)
 
 
 def accuracies(seeds):
@@ -310,7 +451,7 @@ def print_table(collection, groups, results):
     print(table_row(heads))
     print("|---" * len(heads) + "|")
     labels = list(groups)
-    if any(UNTRAINED in seeds_of for seeds_of in results.values()):
+    if has_untrained(results):
         labels.append(UNTRAINED)
     for label in labels:
         seeds = groups.get(label, {})
@@ -321,6 +462,14 @@ def print_table(collection, groups, results):
         for seeds_of in results.values():
             cells.append(spread(100 * accuracies(seeds_of.get(label, {}))))
         print(table_row(cells))
+
+
+def print_base(base):
+    """Print what holds of the runs whose label names no other value."""
+    if base:
+        words = ", ".join(in_words(name, value) for name, value in base.items())
+        print()
+        print(f"Unless a label says otherwise: {words}.")
 
 
 def table_row(cells):

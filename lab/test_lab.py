@@ -23,7 +23,7 @@ import lab.sampling
 import lab.show
 import pretrain
 from data import Titles
-from harness.curves import draw, draw_histograms, summarise
+from harness.curves import draw, draw_histograms, in_lines, summarise
 from harness.fixtures import (
     fine_tune,
     pretraining_flags,
@@ -32,7 +32,7 @@ from harness.fixtures import (
     run_script,
     write_film,
 )
-from lab.compare import compare, group, read_runs, sweeps
+from lab.compare import base_of, compare, downstream, group, read_runs, sweeps, with_window
 from lab.findings import FINDINGS, PROBED, TUNED, figures_of, verdict
 from loss import MEASURES
 from media.format import Format
@@ -309,7 +309,7 @@ def test_runs_are_compared(run, toy, tmp_path):
 def test_two_runs_of_one_seed_count_as_one(run, tmp_path):
     shutil.copytree(run, tmp_path / "zz")
     _, printed, _ = run_script("lab.compare", run, tmp_path / "zz", "--out", tmp_path / "out")
-    assert "zz: differs from whole in neither k, w" in printed
+    assert "zz: the same arguments and seed as whole, skipped" in printed
     assert table_of(printed)["k = 4, w = 8"][1] == "1"
     _, printed, _ = run_script("lab.compare", run, run, "--out", tmp_path / "out")
     assert "whole: given twice, the first one counts" in printed
@@ -389,6 +389,298 @@ def test_the_shuffled_baseline_is_a_place_of_its_own_beside_k():
         "k": ["i.i.d.", "k = 1", "k = 4"],
         "w": ["k = 4", "k = 4, w = 8"],
     }
+
+
+# Tables 1, 2 and 5: the collection, the flags of pretrain.py, top-1 on HMDB51, ESC-50 and UCF101.
+PAPER = """
+movies     --k 1             60.32 86.50 85.69
+movies     --k 4             61.37 89.91 85.38
+movies     --k 8             62.09 88.75 86.06
+movies     --k 16            62.92 88.33 86.30
+movies     --k 32            61.04 88.00 85.98
+movies     --k 64            61.30 86.83 85.43
+movies     --k 16 --w 64     60.26 87.00 83.61
+movies     --k 16 --w 128    60.58 86.50 85.30
+movies     --k 16 --w 256    62.02 87.75 84.85
+movies     --k 16 --w 512    61.30 87.08 85.38
+movies     --k 16 --w 1024   60.65 86.16 84.61
+movies     --k 16 --w 2048   61.83 87.66 85.11
+movies     --k 4 --w 4       60.19 88.00 84.66
+movies     --k 16 --w 16     56.86 88.75 82.71
+movies     --k 64 --w 64     57.45 84.58 82.68
+tv         --k 1             56.40 85.50 84.37
+tv         --k 8             61.50 87.50 85.96
+tv         --k 16            61.69 89.00 85.64
+tv         --k 8 --w 64      60.58 88.00 85.96
+tv         --k 8 --w 128     60.00 85.66 85.77
+tv         --k 16 --w 256    61.30 86.41 85.01
+movies     --k 1 --jitter 1  60.45 87.66 84.82
+movies     --jitter 0.5      60.13 87.75 85.98
+movies     --jitter 1        61.11 88.33 85.93
+movies     --tau 0.07        60.78 87.08 86.86
+movies     --tau 0.3         60.78 89.25 85.72
+movies     --short-side 224 --crop 200 --held-out 0 --epochs 20 64.5 88.8 87.9
+movies-tv  --k 8 --short-side 224 --crop 200 --held-out 0       65.0 89.1 87.7
+movies-tv  --k 16 --short-side 224 --crop 200 --held-out 0      65.1 89.1 88.5
+movies-tv  --k 32 --short-side 224 --crop 200 --held-out 0      65.6 88.2 88.7
+"""
+TABLE_5 = "k = 16, epochs = 20, short side = 224, crop = 200, held out = 0.0"
+
+
+def row_of_flags(line, hardness=0.0, processes=8):
+    """The row of a run of pretrain.py by its name and flags there, with curves made up."""
+    collection, *flags = line.split()
+    args = vars(pretrain.parse_args(["--data", f"datasets/{collection}", *flags]))
+    log = []
+    for step in range(0, 101, 10):
+        log.append({"step": step, "loss": 5 + hardness - step / 50})
+        if args["held_out"] > 0:
+            log.append({"step": step, **dict.fromkeys(MEASURES, step * (1 - hardness))})
+    return {
+        "run": Path(args["out"]).name,
+        "seed": args["seed"],
+        "arguments": {**args, "processes": processes},
+        **summarise(log, MEASURES),
+    }
+
+
+def rows_of_the_paper():
+    """Its runs and their downstream results, and an untrained network; and a run with --gather."""
+    rows = [row_of_flags("movies --gather")]
+    lines = PAPER.strip().splitlines()
+    for i, line in enumerate(lines):
+        *flags, hmdb51, esc50, ucf101 = line.split()
+        row = row_of_flags(" ".join(flags), hardness=i / len(lines))
+        rows.append(row)
+        split = "1" if row["arguments"]["held_out"] > 0 else "all"
+        for name, accuracy in (("hmdb51", hmdb51), ("esc50", esc50), ("ucf101", ucf101)):
+            task = f"{name}, fine-tuned, split {split}"
+            rows.append(downstream_row(row["run"], row["run"], task, float(accuracy) / 100, name))
+    rows.append(downstream_row("none", None, "hmdb51, fine-tuned, split 1", 0.4, "hmdb51"))
+    return [{"seed": 0, **row} for row in rows]
+
+
+def tables_of(printed):
+    """{collection: the labels of its rows} of all tables that a comparison prints."""
+    tables = {}
+    for part in printed.split("\n\n"):
+        lines = [line for line in part.splitlines() if line.startswith("| ")]
+        if lines:
+            collection, *labels = [cells_of(line)[0] for line in lines]
+            tables[collection] = labels
+    return tables
+
+
+def labels_in(figure):
+    """The labels of the curves in a figure; no two of them look the same."""
+    panel = figure.axes[0]
+    curves, labels = panel.get_legend_handles_labels()
+    assert len({(curve.get_color(), curve.get_linestyle()) for curve in curves}) == len(labels)
+    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    shown = [[text.get_text() for text in legend.get_texts()] for legend in legends]
+    assert [in_lines(label) for label in labels] in shown
+    return labels
+
+
+def test_the_figures_of_the_paper_are_drawn_from_its_runs(tmp_path, capsys, figures):
+    (tmp_path / "paper.json").write_text(json.dumps(rows_of_the_paper()))
+    compare([tmp_path / "paper.json"], tmp_path)
+    printed = capsys.readouterr().out
+    assert "skipped" not in printed
+    names = re.findall(r"/([\w-]+)\.png\n", printed)
+    drawn = {name: labels_in(figure) for name, figure in zip(names, figures, strict=True)}
+    whole = [f"k = {k}" for k in (1, 4, 8, 16, 32, 64)]
+    windows = [f"k = 16, w = {w}" for w in (2048, 1024, 512, 256, 128, 64, 16)]
+    tau = ["k = 16, τ = 0.07", "k = 16, τ = 0.3"]
+    jitter = ["k = 16, σ = 0.5", "k = 16, σ = 1.0"]
+    windows_of_8 = ["k = 8, w = 128", "k = 8, w = 64"]
+    assert drawn == {
+        "movies-k": whole,  # Figures 1a and 3a
+        "movies-w": ["k = 16, w = $M_n$", *windows],  # Figures 1b and 3b
+        "movies-w-is-k": ["k = 1, w = $M_n$", "k = 4, w = 4", windows[-1], "k = 64, w = 64"],
+        "movies-jitter-tau": ["k = 1", "k = 16", "k = 1, σ = 1.0", *tau, *jitter],
+        "movies-settings": ["k = 16", "k = 16, gather", TABLE_5],
+        "tv-k": ["k = 1", "k = 8", "k = 16"],
+        "tv-w": ["k = 8, w = $M_n$", *windows_of_8],
+        "tv-k-w": [  # Figure 1d
+            "k = 1, w = $M_n$",
+            "k = 8, w = $M_n$",
+            *windows_of_8,
+            "k = 16, w = $M_n$",
+            "k = 16, w = 256",
+        ],
+        "movies-tv-k": ["k = 8", "k = 16", "k = 32"],
+    }
+
+    one, four, eight, sixteen, thirty_two, sixty_four = whole
+    assert tables_of(printed) == {
+        "movies": [
+            *[one, "k = 1, σ = 1.0", four, "k = 4, w = 4", eight],
+            *[sixteen, "k = 16, gather", TABLE_5, *tau, *jitter, *windows],
+            *[thirty_two, sixty_four, "k = 64, w = 64", "none"],
+        ],
+        "tv": [one, eight, *windows_of_8, sixteen, "k = 16, w = 256", "none"],
+        "movies-tv": [eight, sixteen, thirty_two],
+    }
+    assert table_of(printed)[TABLE_5][-3:] == ["88.8", "64.5", "87.9"]
+    base = "no gather, epochs = 10, short side = 190, crop = 158, held out = 0.1"
+    assert printed.count("Unless") == 1
+    assert f"\n\nUnless a label says otherwise: {base}.\n" in printed
+
+
+def grouped(rows):
+    """{label: the seeds of its runs} of rows of one collection."""
+    [groups] = group(rows).values()
+    return {label: list(seeds) for label, seeds in groups.items()}
+
+
+def test_a_label_names_what_is_not_at_the_base():
+    assert pretrain.BEFORE == lab.compare.BEFORE
+    assert set(pretrain.MAY_CHANGE) < lab.compare.NOT_COMPARED
+    lines = [
+        "tv --k 4 --w 8 --tau 0.07 --batch-size 64 --lr 7e-4",
+        "tv --title episode --seed 1",
+        "tv --title episode --seed 2",
+        "tv --language eng",
+        "tv --gather",
+        "tv --gather --epochs 20",
+        "tv --gather --epochs 5",
+    ]
+    rows = [row_of_flags(line) for line in lines]
+    rows.append(row_of_flags("tv --k 1", processes=1))
+    seeds_of = grouped(rows)
+    assert list(seeds_of) == [
+        "k = 1, processes = 1",
+        "k = 4, w = 8, τ = 0.07, batch size = 64, lr = 0.0007",
+        "k = 16, gather",
+        "k = 16, language = eng",
+        "k = 16, title = episode",
+        "k = 16, gather, epochs = 5",
+        "k = 16, gather, epochs = 20",
+    ]
+    assert seeds_of["k = 16, title = episode"] == [1, 2]
+    english = [row_of_flags(f"tv --gather --language eng --seed {seed}") for seed in (1, 2)]
+    assert list(grouped([row_of_flags("tv"), *english])) == [
+        "k = 16",
+        "k = 16, no gather, no language",
+    ]
+
+
+def test_the_base_is_the_most_common_value():
+    lines = ["tv --batch-size 64", "tv --batch-size 64 --seed 1", "tv", "tv --gather"]
+    rows = [row_of_flags(line) for line in lines]
+    for ordered in (rows, rows[::-1]):
+        # Two runs have either batch size, and then the run with the shortest name decides.
+        assert base_of(ordered) == {"batch_size": 512, "gather": False}
+        assert base_of(ordered[:3]) != base_of(ordered[1:])
+    assert base_of(rows[:3]) == {"batch_size": 64}
+    assert base_of(rows[:2]) == {}
+    assert base_of([rows[0], row_of_flags("tv --crop 99")]) == {"batch_size": 512, "crop": 99}
+    for run, batch_size in (("a", 64), ("c", 512)):
+        renamed = [{**rows[0], "run": run}, {**rows[2], "run": "b"}]
+        assert base_of(renamed) == {"batch_size": batch_size}
+
+
+def test_runs_that_lack_an_argument_have_it_as_it_was(capsys):
+    new = row_of_flags("tv --seed 1")
+    old = row_of_flags("tv --seed 2")
+    for name in ("sampling", "title", "precision"):
+        del old["arguments"][name]
+    assert grouped([new, old]) == {"k = 16": [1, 2]} and base_of([new, old]) == {}
+    episodes = [row_of_flags(f"tv --title episode --seed {seed}") for seed in (3, 4)]
+    assert grouped([old, *episodes]) == {"k = 16": [3, 4], "k = 16, title = show": [2]}
+    changed = row_of_flags("tv --title episode --precision fp32 --gather --seed 3")
+    *_, named = grouped([old, new, changed])
+    assert named == "k = 16, title = episode, gather, precision = fp32"
+    del old["arguments"]["gather"]
+    others = [row_of_flags(f"tv --gather --seed {seed}") for seed in (3, 4)]
+    assert grouped([new, old, *others]) == {"k = 16": [2, 3, 4], "k = 16, no gather": [1]}
+    assert capsys.readouterr().out == ""
+
+
+def test_seeds_of_the_same_arguments_are_one_curve(capsys):
+    """Whatever else changes nothing that is trained."""
+    elsewhere = "--workers 2 --save-every 9 --max-bad 0.5 --measure-every 0.5 --out runs/other"
+    rows = [row_of_flags("tv"), row_of_flags(f"tv --seed 1 {elsewhere}")]
+    assert grouped(rows) == {"k = 16": [0, 1]}
+    assert capsys.readouterr().out == ""
+    groups = group([*rows, row_of_flags(f"tv {elsewhere}")])["tv"]
+    assert capsys.readouterr().out == "other: the same arguments and seed as tv-k16, skipped\n"
+    assert [row["run"] for row in groups["k = 16"].values()] == ["tv-k16", "other"]
+    tested = downstream_row("tv-k16", "tv-k16", "hmdb51", 0.5, "hmdb51")
+    tests = [{**tested, "seed": 0}, {**tested, "run": "again", "seed": 0}]
+    results = downstream(tests, groups)
+    assert results == {"hmdb51": {"k = 16": {0: tests[0]}}}
+    printed = capsys.readouterr().out
+    assert printed == "again: the same label, task and seed as tv-k16-hmdb51, skipped\n"
+
+
+def test_only_base_labels_are_in_the_sweeps_of_k_w_jitter_and_tau():
+    lines = [
+        "tv --sampling iid",
+        "tv --k 1",
+        "tv --k 1 --gather",
+        "tv --k 4 --w 4",
+        "tv --k 16",
+        "tv --k 16 --w 16",
+        "tv --k 16 --w 64 --crop 100",
+        "tv --k 16 --w scene",
+        "tv --k 16 --tau 0.07",
+        "tv --k 16 --tau 0.07 --gather",
+    ]
+    rows = [row_of_flags(line) for line in lines]
+    assert sweeps(group(rows)["tv"]) == {
+        "k": ["i.i.d.", "k = 1", "k = 16"],
+        "w": ["k = 16", "k = 16, w = 16", "k = 16, w = scene"],
+        "w-is-k": ["k = 1", "k = 4, w = 4", "k = 16, w = 16"],
+        "jitter-tau": ["k = 16", "k = 16, τ = 0.07"],
+        "settings": [
+            "k = 1",
+            "k = 1, gather",
+            "k = 16, τ = 0.07",
+            "k = 16, τ = 0.07, gather",
+            "k = 16, w = 64, crop = 100",
+        ],
+    }
+    rows += [row_of_flags(f"tv {flags}") for flags in ("--k 16 --w 64", "--k 4 --w 64")]
+    with_windows = ["i.i.d.", "k = 1", "k = 4, w = 64", "k = 16", "k = 16, w = 64"]
+    assert sweeps(group(rows)["tv"])["k-w"] == with_windows
+
+
+def test_a_crowded_picture_has_a_row_for_each_label(tmp_path, figures):
+    """Its legend has a panel of its own. The shuffled baseline has no window."""
+    flags = ["--sampling iid", "--k 1", "--k 4", "--k 4 --w 8", "--k 16", "--k 16 --w 32"]
+    rows = [row_of_flags(f"tv {each}") for each in flags]
+    for row in list(rows):
+        row_downstream = downstream_row(row["run"], row["run"], "hmdb51", 0.5, "hmdb51")
+        rows.append({**row_downstream, "seed": 0})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    compare([tmp_path / "rows.json"], tmp_path)
+    [k, w, both] = figures
+    labels = ["i.i.d.", "k = 1", "k = 4", "k = 4, w = 8", "k = 16", "k = 16, w = 32"]
+    whole = [f"k = {k}, w = $M_n$" for k in (1, 4, 16)]
+    named = ["i.i.d.", whole[0], whole[1], labels[3], whole[2], labels[5]]
+    assert labels_in(both) == named
+    *curves, legend, downstream = both.axes
+    assert len(curves) == len(MEASURES) + 1 and not legend.has_data() and legend.get_legend()
+    assert [text.get_text() for text in downstream.get_yticklabels()] == labels
+    assert downstream.get_ylim() == (5.5, -0.5)
+    markers, *_ = downstream.containers[0]
+    assert markers.get_xdata().tolist() == 6 * [50] and markers.get_ydata().tolist() == [*range(6)]
+    assert both.get_figheight() > w.get_figheight() + 6 * 0.25
+    assert [text.get_text() for text in k.axes[-1].get_xticklabels()] == [*labels[:3], labels[4]]
+    assert len(w.axes) == len(MEASURES) + 2
+
+
+def test_the_window_of_a_label_is_named_after_k():
+    assert with_window("k = 16, σ = 1.0, gather") == "k = 16, w = $M_n$, σ = 1.0, gather"
+    assert with_window("k = 16, w = 32, gather") == "k = 16, w = 32, gather"
+
+
+def test_a_long_label_is_broken_after_a_comma():
+    broken = "k = 16, epochs = 20, short side = 224, crop = 200,\nheld out = 0.0"
+    assert in_lines(TABLE_5) == broken
+    assert in_lines("k = 16, w = scene") == "k = 16, w = scene"
 
 
 def test_the_sweep_makes_each_run_once(tmp_path):
