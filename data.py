@@ -49,6 +49,7 @@ from media.format import (
     SNIPPET_CROP,
     rng_of,
 )
+from media.prepare import check_prepared
 from media.reader import CENTRE, Reader, crop, read_snippets
 
 # -------------------------------------------------------------------------------------------------
@@ -78,7 +79,8 @@ class Titles(Dataset):
         failures   a line for each snippet that could not be read and was replaced
 
     The crop is drawn from the key of the sample, and is central if the key is None. Raises
-    BadInput for a source without titles, and after nine snippets in a row that cannot be read.
+    BadInput for a source without titles, or one that was prepared with less than `fmt` asks for,
+    and after nine snippets in a row that cannot be read.
     """
 
     RETRIES = 4  # this many snippets of the same title may replace one, then as many of any title
@@ -90,6 +92,7 @@ class Titles(Dataset):
         self.parts = collection.parts  # parts[n]: [(path, start in seconds, snippets)]
         self.counts = collection.counts
         self.skipped = collection.skipped
+        check_prepared((path for part in self.parts for path, _, _ in part), fmt, language)
         self.fmt = fmt
         self.language = language
         self.reader = None

@@ -1165,6 +1165,19 @@ def test_an_episode_has_the_snippets_and_the_scenes_of_its_file(shows):
     assert torch.equal(ours["waveform"], stitched["waveform"])
 
 
+def test_files_that_were_prepared_with_less_than_a_run_asks_for_are_refused(toy, tmp_path):
+    films = tmp_path / "films"
+    shutil.copytree(toy / "films", films)
+    note = {"frames": 8, "fps": 5.0, "short_side": 30, "rate": 16000, "language": None}
+    (films / ".prepared.json").write_text(json.dumps(note))
+    flags = pretraining_flags(toy, tmp_path / "run", "--data", films)
+    status, _, errors = run_script("pretrain.py", *flags)
+    *_, error = errors.splitlines()
+    assert status == 2 and error.startswith("pretrain.py: error: ")
+    assert f"--short-side 40: {films} was prepared with --short-side 30" in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_films_are_the_same_titles_with_title_episode(toy):
     titles = Titles(toy / "films", TINY)
     episodes = titles.episodes()

@@ -85,8 +85,11 @@ def add_prepare_flags(parser):
 
 
 def add_language(parser):
+    add = parser.add_argument
     language = "prefer the audio track of this language, as the files tag it: eng, deu, ..."
-    parser.add_argument("--language", help=language)
+    add("--language", help=language)
+    require = "skip files without an audio track of --language (the paper's are all English, 4.1)"
+    add("--require-language", action="store_true", help=require)
 
 
 class ScenesMoved(argparse.Action):
@@ -137,10 +140,23 @@ def main(args):
             episodes=args.episodes,
         )
     elif args.command == "check":
-        check(args.source, Format.of(args), args.language, args.batch_size)
+        check(
+            args.source,
+            Format.of(args),
+            language=args.language,
+            batch_size=args.batch_size,
+            require_language=args.require_language,
+        )
     else:
-        shard = parse_shard(args.shard)
-        prepare(args.source, args.target, Format.of(args), args.language, args.workers, shard)
+        prepare(
+            args.source,
+            args.target,
+            Format.of(args),
+            language=args.language,
+            workers=args.workers,
+            shard=parse_shard(args.shard),
+            require_language=args.require_language,
+        )
 
 
 if __name__ == "__main__":

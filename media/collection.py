@@ -77,16 +77,17 @@ class Collection:
         return [sum(count for _, _, count in part) for part in self.parts]
 
 
-def read_collection(source, fmt, language=None, quiet=True):
+def read_collection(source, fmt, language=None, quiet=True, require_language=False):
     """Return the Collection of a folder or a list.
 
-    language  the audio track to prefer, see `Reader`
-    quiet     whether to hide the progress bar
+    language          the audio track to prefer, see `Reader`
+    quiet             whether to hide the progress bar
+    require_language  whether to skip the files that have no audio track of `language`
     Raises BadInput if the source does not exist or no file in it can be used.
     """
     titles = list_titles(os.fspath(source))
     all_paths = [path for _, paths in titles for path in paths]
-    index = index_files(all_paths, source, language, quiet)
+    index = index_files(all_paths, source, language, quiet, require_language)
     collection = Collection(names=[], parts=[], skipped=[], all_titles=titles, index=index)
     for name, paths in titles:
         if not paths:
@@ -243,8 +244,11 @@ class FileInfo(NamedTuple):
     audio: str  # codec, rate and layout in words; empty without sound
 
 
-def probe(path, language=None):
-    """Return the FileInfo of a path or URL. Errors are not raised but reported in it."""
+def probe(path, language=None, require_language=False):
+    """Return the FileInfo of a path or URL. Errors are not raised but reported in it.
+
+    require_language  whether a file without an audio track of `language` has a problem
+    """
     video = audio = ""
     try:
         if os.path.exists(path) and not os.path.isfile(path):
@@ -258,6 +262,10 @@ def probe(path, language=None):
                 return FileInfo(0, 0, "no video", video, audio)
             if reader.audio is None:
                 return FileInfo(0, 0, "no sound", video, audio)
+            if require_language and reader.audio.language != language:
+                tags = in_words(language_tags(reader))
+                problem = f"no audio track tagged {language} (it has: {tags})"
+                return FileInfo(0, 0, problem, video, audio)
             start, end = reader.span(reader.video, reader.audio)
             return FileInfo(start, end, None, video, audio)
     except BadInput as error:
@@ -265,6 +273,17 @@ def probe(path, language=None):
     except (av.error.FFmpegError, OSError) as error:
         problem = str(error.strerror or error)
     return FileInfo(0, 0, problem, video, audio)
+
+
+def language_tags(reader):
+    """Return the language that each audio track of an open file is tagged with, in order."""
+    tags = []
+    for stream in reader.usable_streams("audio"):
+        tag = stream.language
+        if tag in (None, "und"):  # "Undetermined", as mp4 says it.
+            tag = "untagged"
+        tags.append(tag)
+    return tags
 
 
 def describe_video(stream):
@@ -277,12 +296,20 @@ def describe_audio(stream):
     return f"{stream.codec.canonical_name} {stream.rate} Hz {stream.layout.name}"
 
 
-def index_files(paths, source, language=None, quiet=True):
-    """Return {path: FileInfo}. A file with a problem is probed again at each call."""
+def index_files(paths, source, language=None, quiet=True, require_language=False):
+    """Return {path: FileInfo}. A file with a problem is probed again at each call.
+
+    Raises BadInput if a language is required and none is given.
+    """
+    depends_on = [*identify(source), language, INDEX_VERSION]
+    if require_language:
+        if language is None:
+            raise BadInput("--require-language: which one? Add --language, as in --language eng")
+        depends_on.append("require_language")
     results = cached(
-        depends_on=[*identify(source), language, INDEX_VERSION],
+        depends_on=depends_on,
         paths=paths,
-        work=partial(probe, language=language),
+        work=partial(probe, language=language, require_language=require_language),
         workers=PROBES,
         progress=partial(tqdm, desc=f"index {source}", disable=quiet, unit="file"),
         worth_keeping=has_no_problem,
@@ -442,15 +469,17 @@ def write_results(cache, results, stamps, worth_keeping):
 # -------------------------------------------------------------------------------------
 
 
-def check(source, fmt, language=None, batch_size=512):
+def check(source, fmt, language=None, batch_size=512, require_language=False):
     """Print a table of the titles, what is skipped and why, and totals.
 
     The hours are those of the files, so they are a little more than the whole snippets last.
 
     batch_size  the global one, for the number of steps of an epoch
-    Raises BadInput as `read_collection` does.
+    The other arguments, and what is raised, are those of `read_collection`.
     """
-    collection = read_collection(source, fmt, language, quiet=False)
+    collection = read_collection(
+        source, fmt, language, quiet=False, require_language=require_language
+    )
     print_titles(collection)
     for path, problem in collection.skipped:
         print(f"skipped {printable(path)}: {problem}")

@@ -7,9 +7,11 @@ Sound is mono float32; what lies outside [-1, 1] is clipped. All times are in se
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import os
+import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fractions import Fraction
@@ -27,17 +29,35 @@ from media.collection import index_files, list_titles
 from media.format import Format
 from media.reader import LEAD, MARK, Reader, read_film
 
-# The codecs of a prepared file, and their options. They were chosen by measurement, on 64 s
-# of filmed footage and animation at 338 x 190 pixels, and on 3 min of speech, music and
-# noises. All figures are of one snippet.
+# The codecs of a prepared file, and their options. They were chosen by measurement, and all
+# figures are of one snippet: the sound's of 76 snippets of speech, drums, instruments and
+# ambience with frequencies up to 24 kHz (`natural`), and of 18 of white noise; the video's of
+# 64 s of filmed footage and animation at 338 x 190 pixels.
 #
-#   sound    KB  ms to decode  rms error of the log-mel, in its standard deviations
-#   AC-3     38       3.1      0.17
-#   AAC      39       3.8      0.20
-#   MP3      38       3.6      0.25
-#   Opus     38       7.8      0.17
-#   MP2      51       9.6      0.46
-#   FLAC    139       2.9      0.05; that is too large beside the video
+#   natural, white  rms error of the log-mel, in its standard deviations
+#   top filters     the largest mean error of one of the highest 6 of 96 mel filters, in nats,
+#                   with white noise
+#   speed           in how many of 100 clips of noise, pink to white and played once or twice as
+#                   fast, logistic regression on the mean log-mel is right about the speed, if
+#                   they are heard up to 8, 16 and 22 kHz. Of 1,600 clips, cross-validated, so
+#                   the standard error is 1.2. Uncompressed sound has 50, 49 and 50.
+#
+#   sound                  KB  ms to decode  natural  white  top filters  speed
+#   E-AC-3 140k, cutoff    56       1.4       0.045   0.07       0.0      52, 61, 70
+#   E-AC-3 150k, cutoff    60       1.4       0.043   0.07      +0.1      51, 57, 61
+#   AC-3 128k, cutoff      51       1.4       0.049   0.10      +0.1      53, 65, 74
+#   AC-3 160k, cutoff      64       1.4       0.040   0.07      +0.1      51, 55, 76
+#   AC-3 96k               38       1.2       0.224   2.53     -19.4      58, 65, 94
+#   AAC 144k, cutoff       59       2.0       0.046   0.18      -0.1      70, 72, 72
+#   Opus 144k              60       4.6       0.228   2.52     -19.0      51, 50, 100
+#   MP3 160k               64       2.0       0.236   2.71     -19.4
+#   MP2 160k               64       1.7       0.410   5.02     -17.7
+#   FLAC                  131       1.5       0.021   0.00       0.0
+#
+# The video and the sound should take 150 KB at most, and the video takes up to 93. Without
+# `cutoff`, which is in Hz, an encoder empties the highest filters. E-AC-3 betrays the speed of
+# noise that is heard above 8 kHz; so does all else that fits and keeps these filters. AAC, besides,
+# decoded a snippet a little differently after a seek.
 #
 #   video                      KB  ms to decode  PSNR in dB
 #   MPEG-4, q 3                81       2.0      41.6
@@ -49,10 +69,27 @@ from media.reader import LEAD, MARK, Reader, read_film
 # H.264 was encoded with `fastdecode`; without it, decoding takes twice as long.
 PREPARED = {
     "picture": ("mpeg4", {"qmin": "3", "qmax": "3"}),
-    "sound": ("ac3", {"b": "96k"}),
+    "sound": ("eac3", {"b": "140k", "cutoff": "24000"}),
 }
 
+# Samples by which an encoder's packets begin before the sound that it is given.
+ENCODER_DELAY = {"ac3": 256, "eac3": 256}
+
 NOTE = ".prepared.json"  # in a prepared folder: from which source it was made, and how
+
+# The numbers in a note, and what is wrong if a run asks for more.
+NUMBERS = {
+    "fps": "frames would be repeated",
+    "short_side": "frames would be enlarged",
+    "rate": "sound would be upsampled, so the highest mel filters would be empty",
+}
+
+# What the notes of earlier versions do not say.
+EARLIER = {
+    "require_language": False,
+    "video": "mpeg4 qmax=3 qmin=3",
+    "sound": "ac3 b=96k",
+}
 
 
 # ----------------------------------------------------------------------------------------
@@ -77,7 +114,8 @@ def write_media(path, pieces, fmt, picture, sound):
     lead = math.ceil(LEAD * fmt.fps)  # frames
     # FFmpeg's "bitexact" leaves out its version and the date.
     with av.open(str(path), "w", format=container, options={"fflags": "+bitexact"}) as out:
-        video, audio = add_streams(out, fmt, picture, sound)
+        video = add_video(out, fmt, *picture)
+        audio = SoundTrack(out, fmt.rate, *sound)
         for m, (images, waveform) in enumerate(single_snippets(pieces, fmt)):
             if m == 0:
                 video.height, video.width = images[0].shape[:2]
@@ -87,15 +125,14 @@ def write_media(path, pieces, fmt, picture, sound):
                 if (number + lead) % fmt.frames == 0:
                     frame.pict_type = PictureType.I
                 out.mux(video.encode(frame))
-            out.mux(audio.encode(audio_frame(waveform, m * fmt.samples, fmt.rate)))
+            audio.write(waveform)
         out.mux(video.encode())
-        out.mux(audio.encode())
+        audio.finish()
 
 
-def add_streams(out, fmt, picture, sound):
-    """Add a video and an audio stream to an open container, and return them."""
-    video_codec, video_options = picture
-    audio_codec, audio_options = sound
+def add_video(out, fmt, codec, options):
+    """Mark an open container as prepared, add a video stream to it, and return that."""
+    out.metadata["COMMENT"] = MARK
     every_video = {
         "g": str(fmt.frames),
         "bf": "0",
@@ -103,15 +140,81 @@ def add_streams(out, fmt, picture, sound):
         "threads": "1",
         "flags": "+bitexact",
     }
-    every_audio = {"flags": "+bitexact"}
     frame_rate = Fraction(fmt.fps).limit_denominator(1001)
-    video = out.add_stream(video_codec, rate=frame_rate, options=every_video | video_options)
-    audio = out.add_stream(
-        audio_codec, rate=fmt.rate, options=every_audio | audio_options, layout="mono"
-    )
+    video = out.add_stream(codec, rate=frame_rate, options=every_video | options)
     video.pix_fmt = "yuv420p"
-    out.metadata["COMMENT"] = MARK
-    return video, audio
+    return video
+
+
+class SoundTrack:
+    """The mono sound of a media file that is being written, from 0 s on.
+
+    (E-)AC-3 has a delay: the first packet begins 256 samples before the sound that the encoder
+    is given. If the file says so, FFmpeg drops the first 256 samples that it decodes after
+    opening the file, wherever it has been told to seek, and nothing after a later seek. As
+    Matroska counts in milliseconds, one of the two is then 1/3 ms off. Besides, FFmpeg skips a
+    packet that begins before the first frame. So 256 samples are cut off the beginning, the
+    first packet begins at 0 s, and the file says nothing of a delay: 5 ms are silent there.
+    """
+
+    def __init__(self, out, rate, codec, options):
+        self.out = out
+        self.rate = rate
+        self.delay = ENCODER_DELAY.get(codec, 0)  # samples
+        self.written = 0  # samples
+        options = {"flags": "+bitexact"} | options
+        if self.delay == 0:
+            self.stream = out.add_stream(codec, rate=rate, options=options, layout="mono")
+            self.encoder = self.stream
+        else:
+            self.stream = add_stream_without_delay(out, rate, codec, options)
+            self.encoder = make_encoder(rate, codec, options)
+
+    def write(self, waveform):
+        """Encode a waveform (n,), which follows on what was written before."""
+        begin = self.written
+        self.written += len(waveform)
+        if begin == 0:
+            waveform = waveform[self.delay :]
+            begin = self.delay
+        self.encode(audio_frame(waveform, begin, self.rate))
+
+    def finish(self):
+        """Write what the encoder still holds."""
+        if self.delay:
+            silence = np.zeros(self.delay, np.float32)
+            self.encode(audio_frame(silence, self.written, self.rate))
+        self.encode(None)
+
+    def encode(self, frame):
+        for packet in self.encoder.encode(frame):
+            packet.stream = self.stream
+            self.out.mux(packet)
+
+
+def make_encoder(rate, codec, options):
+    """Return an encoder of mono sound that belongs to no stream."""
+    encoder = av.CodecContext.create(codec, "w")
+    encoder.sample_rate = rate
+    encoder.time_base = Fraction(1, rate)
+    encoder.layout = "mono"
+    encoder.format = encoder.codec.audio_formats[0]
+    encoder.options = options
+    return encoder
+
+
+def add_stream_without_delay(out, rate, codec, options):
+    """Add an audio stream for packets that are encoded elsewhere, and return it.
+
+    Its header is that of a second of silence. (E-)AC-3 needs no container, in which a delay
+    could be written, so there is none to copy.
+    """
+    encoder = make_encoder(rate, codec, options)
+    silence = audio_frame(np.zeros(rate, np.float32), 0, rate)
+    packets = [*encoder.encode(silence), *encoder.encode(None)]
+    raw_file = io.BytesIO(b"".join(bytes(packet) for packet in packets))
+    with av.open(raw_file, format=codec) as file:
+        return out.add_stream_from_template(file.streams.audio[0])
 
 
 def single_snippets(pieces, fmt):
@@ -301,12 +404,13 @@ class Summary:
             )
 
 
-def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1)):
+def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1), require_language=False):
     """Transcode a collection to the folder `target`, for fast reading, and print a summary.
 
     source   a folder or a list, as `list_titles` takes it; each title keeps its name
     workers  files at a time; one a core by default
     shard    (machine, machines): this machine's share of the files; machines count from 1
+    require_language  whether to skip the files that have no audio track of `language`
 
     A file that an earlier call has finished is skipped, unless its source has changed since.
     Raises BadInput for a rate that the codec of the sound lacks, and for a target that lies in
@@ -316,10 +420,10 @@ def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1)):
     target = Path(target)
     check_rate(fmt.rate)
     titles = list_titles(source)
-    note = check_target(source, target, fmt, language)
+    note = check_target(source, target, fmt, language, require_language)
     where = destinations(titles, source, target)
     all_paths = [path for _, paths in titles for path in paths]
-    index = index_files(all_paths, source, language, quiet=False)
+    index = index_files(all_paths, source, language, False, require_language)
     write_note(target, note)
 
     empty = [(name, "no media files in it") for name, paths in titles if not paths]
@@ -373,7 +477,7 @@ def check_rate(rate):
         raise BadInput(f"--rate {rate}: must be one of {listed}, which are the rates of {codec}")
 
 
-def check_target(source, target, fmt, language):
+def check_target(source, target, fmt, language, require_language=False):
     """Return what the note in `target` has to say: the settings, and the source.
 
     Raises BadInput if the folder lies in the source, or its note is broken or says something
@@ -389,15 +493,18 @@ def check_target(source, target, fmt, language):
         "short_side": fmt.short_side,
         "rate": fmt.rate,
         "language": language,
+        "require_language": require_language,
+        "video": describe_codec(*PREPARED["picture"]),
+        "sound": describe_codec(*PREPARED["sound"]),
     }
     path = target / NOTE
     if path.exists():
-        old_settings = read_note(path)
+        old_settings = EARLIER | read_note(path)
         old_source = old_settings.pop("source", here)  # Notes of earlier versions lack it.
-        if old_settings != settings:
+        if any(old_settings.get(name) != settings[name] for name in settings):
+            old_words, new_words = differences(old_settings, settings)
             raise BadInput(
-                f"{target}: was prepared with {json.dumps(old_settings)} and not "
-                f"{json.dumps(settings)}; name another folder"
+                f"{target}: was prepared with {old_words} and not {new_words}; name another folder"
             )
         if old_source != here:
             raise BadInput(
@@ -408,13 +515,27 @@ def check_target(source, target, fmt, language):
     return settings | {"source": here}
 
 
+def describe_codec(codec, options):
+    """Return a codec and its options in words, such as "mpeg4 qmax=3 qmin=3"."""
+    pairs = [f"{name}={value}" for name, value in sorted(options.items())]
+    return " ".join([codec, *pairs])
+
+
+def differences(old, new):
+    """Return in words (what only the old settings say, what only the new ones say)."""
+    names = [name for name in new if old.get(name) != new[name]]
+    old_words = json.dumps({name: old.get(name) for name in names})
+    new_words = json.dumps({name: new[name] for name in names})
+    return old_words, new_words
+
+
 def read_note(path):
-    """Return the dict in a note. Raises BadInput if there is none in it."""
+    """Return the dict in a note. Raises BadInput if it holds none, or lacks its numbers."""
     try:
         note = json.loads(path.read_text())
     except ValueError:
         note = None
-    if not isinstance(note, dict):
+    if not is_note(note):
         raise BadInput(
             f"{path}: is not the note that `prepare` wrote, which is a line of JSON; name another "
             "folder, or, if this one was prepared from the same source with the same flags, "
@@ -423,11 +544,103 @@ def read_note(path):
     return note
 
 
+def is_note(note):
+    """Whether a note, as JSON has it, is a dict with the numbers that every version wrote."""
+    if not isinstance(note, dict):
+        return False
+    return all(isinstance(note.get(name), (int, float)) for name in NUMBERS)
+
+
 def write_note(target, note):
-    """Write the note anew: older notes lack the source."""
+    """Write the note anew: notes of earlier versions say less."""
     target.mkdir(parents=True, exist_ok=True)
     text = json.dumps(note)
     atomic_write(target / NOTE, lambda temporary: temporary.write_text(text), os.getpid())
+
+
+# ----------------------------------------------------------------------------------------
+# Whether prepared files hold what a run asks for
+# ----------------------------------------------------------------------------------------
+
+
+def check_prepared(paths, fmt, language=None):
+    """Raise BadInput if files were prepared with less than this Format asks for.
+
+    paths     of the files of all titles; URLs are skipped
+    language  the audio track that is asked for, as the files tag it; None is any
+
+    A film lies beside the note of its prepared folder, and an episode of a show below it. So
+    the nearest note counts, in the folder of a file or above it. Files without a note were not
+    prepared, and are not refused. A broken note is refused as `read_note` does.
+    """
+    folders = {os.path.dirname(path) for path in map(os.fspath, paths) if "://" not in path}
+    nearest = {}
+    for folder in sorted(folders):
+        find_note(Path(os.path.realpath(folder)), nearest)
+    for path in dict.fromkeys(nearest.values()):
+        if path is not None:
+            check_note(path, fmt, language)
+
+
+def find_note(folder, nearest):
+    """Return the path of the nearest note, in a folder or above it, or None.
+
+    nearest  {folder: what was found for it}, so that each folder is looked up once
+    """
+    if folder not in nearest:
+        path = folder / NOTE
+        if path.exists():
+            nearest[folder] = path
+        elif folder.parent == folder:
+            nearest[folder] = None
+        else:
+            nearest[folder] = find_note(folder.parent, nearest)
+    return nearest[folder]
+
+
+def check_note(path, fmt, language):
+    """Raise BadInput if the folder of a note was prepared with less than is asked for."""
+    note = read_note(path)
+    wanted = {}  # {name of a setting: the value that is asked for, where the folder has less}
+    problems = []
+    for name, problem in NUMBERS.items():
+        value = getattr(fmt, name)
+        if value > note[name]:
+            wanted[name] = value
+            problems.append(problem)
+    if language is not None and language != note.get("language"):
+        wanted["language"] = language
+        problems.append("a prepared file has one audio track")
+    if wanted:
+        asked = " and ".join(flag_of(name, value) for name, value in wanted.items())
+        fitting = " and ".join(flag_of(name, note.get(name)) for name in wanted)
+        raise BadInput(
+            f"{asked}: {path.parent} was prepared with {fitting}, and {'; '.join(problems)}. "
+            f"Use {fitting}, or prepare again into another folder: "
+            f"{command_of({**note, **wanted})}"
+        )
+
+
+def flag_of(name, value):
+    """Return a flag and its value as they are typed, such as "--short-side 190"."""
+    flag = f"--{name.replace('_', '-')}"
+    if value is None:
+        return f"no {flag}"
+    if isinstance(value, str):
+        return f"{flag} {shlex.quote(value)}"
+    return f"{flag} {value:g}"
+
+
+def command_of(note):
+    """Return the command that prepares with the settings of a note, as it is typed."""
+    words = ["python -m media prepare", shlex.quote(note.get("source", "FILMS")), "OTHER_FOLDER"]
+    for name in ("frames", *NUMBERS, "language"):
+        value = note.get(name)
+        if value is not None and value != getattr(Format, name, None):
+            words.append(flag_of(name, value))
+    if note.get("require_language"):
+        words.append("--require-language")
+    return " ".join(words)
 
 
 def progress_bar(jobs, title):

@@ -85,9 +85,13 @@ class Reader:
 
     def choose(self, media_type, language=None):
         """Return the stream of this type ("video" or "audio") to read, or None."""
-        streams = self.container.streams
-        usable = [stream for stream in streams if is_usable(stream, media_type)]
+        usable = self.usable_streams(media_type)
         return max(usable, key=partial(preference, language=language), default=None)
+
+    def usable_streams(self, media_type):
+        """Return the streams of this type that can be read."""
+        streams = self.container.streams
+        return [stream for stream in streams if is_usable(stream, media_type)]
 
     def close(self):
         self.container.close()
