@@ -13,7 +13,8 @@
 Pixels are RGB, 0 to 255. A waveform is mono; its full scale is -1 to 1, which loud sound may
 exceed. A spectrogram is of power, and its logarithm is natural. The networks get video of about
 -1.9 to 2.9, and audio of mean 0 and spread 1. The paper's snippet has T = 16, H = W = 158,
-S = 153600, P = 96, Q = 301; the toy's has T = 8, H = W = 28, S = 25600, P = 64, Q = 101.
+P = 96, and so S = 153600 and, with centred frames (our choice), Q = 301; the toy's has T = 8,
+H = W = 28, P = 64, S = 25600, Q = 101.
 
 What is random is drawn by `rng_of(key, STREAM)`, a generator for this key and this purpose.
 What happens to a sample when it is read, by the sample's key: (seed, epoch, step, place in the

@@ -37,7 +37,7 @@ from models import NETWORKS, AudioVisualModel
 # Arguments: a task is a row of defaults, which flags override
 #
 # sizes   crop, scale jitter, and shorter side in testing, in pixels; if the crop of a checkpoint
-#         is another, they are scaled in proportion (7.2)
+#         is another, they are scaled in proportion (7.2 for Table 5, our choice for others)
 # sound   the sound of pretraining, for a network that is trained from scratch
 # width   of that network, too; a checkpoint brings its own
 # -------------------------------------------------------------------------------------------------
@@ -109,7 +109,11 @@ def add_run_flags(add):
     add("--task", required=True, choices=TASKS, help="4.1; the toy tasks are our choice")
     add("--ckpt", metavar="FILE", help="written by pretrain.py; default: train from scratch")
     add("--data", metavar="DIR", help="the set as its authors publish it; default in datasets/")
-    add("--split", default="1", help="1 as in 4.2; all: the mean of 3 splits or 5 folds (Table 5)")
+    add(
+        "--split",
+        default="1",
+        help="1, or all: the mean of 3 splits or 5 folds, as in Table 5 (4.1)",
+    )
     probe = "leave the network as it is: logistic regression on its features (our choice)"
     add("--probe", action="store_true", help=probe)
     out = "default runs/TASK-NAME, by the checkpoint's folder or scratch"
@@ -141,7 +145,7 @@ def add_training_flags(add):
 def add_clip_flags(add):
     add("--frames", type=int, help="of a clip, 32 (4.1); frames / fps is the length of a sound")
     add("--fps", type=float, help="10 (4.1)")
-    add("--crop", type=int, help="158 pixels (4.1); default the checkpoint's own (7.2)")
+    add("--crop", type=int, help="158 pixels (4.1); default the checkpoint's own")
     add(
         "--scale",
         type=int,
@@ -294,7 +298,10 @@ def load_checkpoint(path):
 
 
 def set_sizes(args, task, front_end):
-    """Pixels that no flag gives follow the crop of pretraining, in proportion (7.2)."""
+    """Pixels that no flag gives follow the crop of pretraining, in proportion.
+
+    The paper says so for Table 5 (7.2); for other crops it is our choice.
+    """
     crop, scale, short_side = task["sizes"]
     if args.crop is None:
         args.crop = front_end["crop"]

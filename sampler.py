@@ -12,7 +12,7 @@ snippets of it. Each sample then has at least 2k - 2 negatives from its own film
     k = 1             the baseline: each snippet from a title of its own
     k = 16            k snippets from anywhere in the title (w = M_n)
     k = 16, w = 64    k snippets from a stretch of 64 neighbours
-    k = w = 16        16 adjacent snippets: too hard, and worse on video (Table 1)
+    k = w = 16        16 adjacent snippets: too hard (4.2; worse in Table 1, but for ESC-50)
     k = 16, scenes    k snippets from one scene, or from as few neighbouring scenes as hold
                       16, which the paper leaves to "future iterations" (4.2)
     i.i.d.            snippets shuffled over all titles, the policy that Section 3 begins with
@@ -140,7 +140,7 @@ class HierarchicalSampler:
         return samples
 
     def draw_titles(self, step):
-        """n ~ U(1, N): a title for each group of the global batch, without replacement.
+        """n ~ U(1, N): a title for each group of the global batch, distinct ones (our choice).
 
         Every rank draws the titles of all ranks, so they agree without communication.
         """

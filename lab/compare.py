@@ -1,4 +1,4 @@
-"""Finished runs compared: Figures 1 to 3, Tables 1, 2 and 5.
+"""Finished runs compared: Figures 1 to 3, Tables 1 and 2, and our rows of Table 5.
 
     python -m lab.compare runs/*                         pictures, a table, findings.json
     python -m lab.compare lab/findings.json --out DIR    the same again, from their rows
@@ -251,7 +251,7 @@ def sweeps(groups):
     w-is-k      adjacent snippets, at two k > 1 or more, beside k = 1 (Figures 1c and 3c)
     k-w         k and w, where several k have windows, as on TV (Figure 1d)
     jitter-tau  colour jitter or a temperature, beside neither of them (Figure 2, Table 2)
-    settings    any other argument, beside the base label of the same k, w, σ and τ (Table 5)
+    settings    any other argument, beside the base label of the same k, w, σ and τ
 
     All but the last have base labels only. At k = 1 all w are the same, so it stands beside w = k.
     """
