@@ -275,10 +275,10 @@ class VideoFrontEnd(nn.Module):
         if self.jitter:
             low, high = max(0, 1 - self.jitter), 1 + self.jitter
             factors = rng.uniform(low, high, (3, len(x), 1, 1, 1, 1))
-            brightness, contrast, saturation = torch.from_numpy(factors).to(x)
+            brightness, contrast, saturation = torch.from_numpy(factors).to(x, non_blocking=True)
             x = self.color_jitter(x, brightness, contrast, saturation)
         if self.flip:
-            flipped = torch.from_numpy(rng.random(len(x)) < 0.5).to(x.device)
+            flipped = torch.from_numpy(rng.random(len(x)) < 0.5).to(x.device, non_blocking=True)
             x = torch.where(flipped[:, None, None, None, None], x.flip(-1), x)
         return x
 
@@ -338,9 +338,9 @@ class AudioFrontEnd(nn.Module):
         else:
             drop_mels = rng.random(B) < 0.5
             drop_frames = ~drop_mels
-        mel_mask = self.draw_bands(rng, P, drop_mels).to(x.device)  # (B, P)
+        mel_mask = self.draw_bands(rng, P, drop_mels).to(x.device, non_blocking=True)  # (B, P)
         x = x.masked_fill(mel_mask[:, :, None], 0)
-        frame_mask = self.draw_bands(rng, Q, drop_frames).to(x.device)  # (B, Q)
+        frame_mask = self.draw_bands(rng, Q, drop_frames).to(x.device, non_blocking=True)  # (B, Q)
         return x.masked_fill(frame_mask[:, None, :], 0)
 
     def draw_bands(self, rng, size, chosen):

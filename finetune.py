@@ -2,7 +2,7 @@
 
     python finetune.py --task toy-action --ckpt runs/toy-k16/checkpoint.pt    90 s on two CPU cores
     python finetune.py --task toy-action                                      from scratch
-    python finetune.py --task hmdb51 --ckpt runs/movies-k16/checkpoint.pt     one GPU (100 GB)
+    python finetune.py --task hmdb51 --ckpt runs/movies-k16/checkpoint.pt   one GPU, share by share
     torchrun --nproc_per_node 8 finetune.py --task ucf101 --split all --ckpt FILE      Table 5
 
 A run is a folder: last.pt (to resume from), result.json, confusion.png, split1.pt (the classifier),
@@ -23,15 +23,30 @@ import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data import ESC50, AudioFrontEnd, LabeledVideos, VideoFrontEnd, front_end_state
 from harness.errors import BadInput, make_parser, one_line_errors
-from harness.run import Processes, Run, load_plain
+from harness.run import (
+    Processes,
+    Progress,
+    Run,
+    StopSignals,
+    load_plain,
+    obey_parent_only,
+    reason_to_end,
+)
 from media.format import ORDER, Format, rng_of
 from media.labels import LAYOUTS
-from models import NETWORKS, AudioVisualModel
+from models import (
+    NETWORKS,
+    AudioVisualModel,
+    largest_map,
+    restore_statistics,
+    update_statistics,
+)
 
 # -------------------------------------------------------------------------------------------------
 # Arguments: a task is a row of defaults, which flags override
@@ -48,6 +63,7 @@ PAPER = {
     "width": 64,
 }
 PAPER_FLAGS = {"warmup": 25, "batch_size": 96, "lr": 0.2, "workers": 8, "clips": 10}
+PAPER_SHARE = 12  # clips that are normalised together: 96 on 8 GPUs (our choice)
 TOY = {
     "sizes": (28, (32, 40), 34),
     "sound": {"rate": 16000, "n_fft": 1024, "hop": 256, "mels": 64},
@@ -59,37 +75,46 @@ TASKS = {
         **PAPER,
         "layout": "ucf101",
         "splits": 3,
+        "share": PAPER_SHARE,
         "flags": {**PAPER_FLAGS, "data": "datasets/ucf101", "epochs": 150, "frames": 32, "fps": 10},
     },
     "hmdb51": {
         **PAPER,
         "layout": "hmdb51",
         "splits": 3,
+        "share": PAPER_SHARE,
         "flags": {**PAPER_FLAGS, "data": "datasets/hmdb51", "epochs": 200, "frames": 32, "fps": 10},
     },
     "esc50": {
         **PAPER,
         "layout": "esc50",
         "splits": 5,
+        "share": PAPER_SHARE,
         "flags": {**PAPER_FLAGS, "data": "datasets/esc50", "epochs": 200, "frames": 30, "fps": 10},
     },
     "toy-action": {
         **TOY,
         "layout": "ucf101",
         "splits": 3,
+        "share": 40,
         "flags": {**TOY_FLAGS, "data": "datasets/toy/action", "epochs": 25, "batch_size": 40},
     },
     "toy-sound": {
         **TOY,
         "layout": "esc50",
         "splits": 5,
+        "share": 48,
         "flags": {**TOY_FLAGS, "data": "datasets/toy/sound", "epochs": 20, "batch_size": 48},
     },
 }
 
-MAY_CHANGE = ("out", "workers")  # flags that may differ when a run is resumed
-# The value of flags in runs that were made before they existed.
-BEFORE = {"clips": 10, "precision": "bf16"}
+MAY_CHANGE = ("out", "workers", "processes")  # settings that may differ when a run is resumed
+
+
+def before(args):
+    """What the settings of an older run lack, as it was at its time."""
+    share = args["batch_size"] // args.get("processes", 1)
+    return {"clips": 10, "precision": "bf16", "share": share}
 
 
 def parse_args(argv=None):
@@ -100,6 +125,9 @@ def parse_args(argv=None):
     known, _ = parser.parse_known_args(argv)
     parser.set_defaults(**TASKS[known.task]["flags"])
     args = parser.parse_args(argv)
+    parser.set_defaults(share=min(TASKS[args.task]["share"], args.batch_size))
+    if args.share is None:
+        args.share = parser.get_default("share")
     if args.out is None:
         args.out = f"runs/{run_name(args, parser)}"
     return args
@@ -136,6 +164,12 @@ def add_training_flags(add):
         "--batch-size",
         type=int,
         help="96, of all processes together (7.2); the incomplete last one of an epoch is dropped",
+    )
+    add(
+        "--share",
+        type=int,
+        help="clips of the batch that BatchNorm normalises together: 96 / 8 = 12 (our choice), the "
+        "toy's all; a process takes its shares one after another",
     )
     add("--lr", type=float, help="0.2, at the end of the warm-up, which starts at 0.001 (7.2)")
     add("--warmup", type=int, help="25 epochs, linear, then a cosine (7.2), to 0 (our choice)")
@@ -182,14 +216,17 @@ def run_name(args, parser):
 def check_args(args, task, world_size):
     """Raise BadInput for whatever can be told from the flags and the checkpoint."""
     low, high = args.scale
-    B = args.batch_size // world_size
+    shares = args.batch_size // max(1, args.share)
     splits = [str(split) for split in range(1, task["splits"] + 1)]
-    batch_size = f"a multiple of the number of processes, {world_size}"
+    share = f"above 0, and a divisor of --batch-size, {args.batch_size}"
+    batch_size = f"{args.share} for each process or a multiple, since each of the {world_size} "
+    batch_size += "takes whole shares (or lower --share)"
     epochs = f"more than --warmup {args.warmup}, which must be 0 or more"
     scale = f"ascending, from --crop {args.crop} or more, which must be positive"
     rules = [
         ("split", args.split in ["all", *splits], f"1 to {task['splits']}, or all"),
-        ("batch_size", B >= 1 and args.batch_size % world_size == 0, batch_size),
+        ("share", args.share >= 1 and args.batch_size % args.share == 0, share),
+        ("batch_size", shares % world_size == 0, batch_size),
         ("epochs", args.epochs > args.warmup >= 0, epochs),
         ("scale", 0 < args.crop <= low <= high, scale),
         ("short_side", args.crop <= args.short_side, f"--crop {args.crop} or more"),
@@ -369,21 +406,23 @@ def make_front_ends(args, fmt, source, train):
 # -------------------------------------------------------------------------------------------------
 
 
-def training_batches(number_of_files, args, start, rank, world_size):
-    """Yield lists of (file, key) for one rank, from epoch `start` on.
+def own_shares(number_of_files, start, args, processes):
+    """Yield the shares of this process, from step `start` on: lists of (file, key).
 
-    They depend on (seed, epoch, step, place in the global batch) alone. So neither workers nor a
-    kill change them, and any number of processes share out the same global batch.
+    They depend on (seed, epoch, step, place in the batch) alone. So neither workers nor a kill nor
+    the number of processes change them.
     """
-    share = args.batch_size // world_size
-    for epoch in range(start, args.epochs):
+    steps = number_of_files // args.batch_size  # of an epoch
+    own = processes.own(args.batch_size // args.share)
+    first_epoch, first_step = divmod(start, steps)
+    for epoch in range(first_epoch, args.epochs):
         order = rng_of((args.seed, epoch), ORDER).permutation(number_of_files)
-        for step in range(number_of_files // args.batch_size):
-            batch = []
-            for place in range(rank * share, (rank + 1) * share):
-                file = order[step * args.batch_size + place]
-                batch.append((file, (args.seed, epoch, step, place)))
-            yield batch
+        for step in range(first_step, steps):
+            files = order[step * args.batch_size : (step + 1) * args.batch_size]
+            batch = [(file, (args.seed, epoch, step, i)) for i, file in enumerate(files)]
+            for share in own:
+                yield batch[share * args.share : (share + 1) * args.share]
+        first_step = 0
 
 
 def learning_rate(epoch, args):
@@ -394,84 +433,140 @@ def learning_rate(epoch, args):
     return args.lr * (1 + math.cos(angle)) / 2
 
 
-def resume_split(net, optimizer, state, split, processes):
-    """Load what an interrupted run has saved of this split; return the epochs that are done."""
+def resume_split(net, optimizer, state, split, steps, processes):
+    """Load what an interrupted run has saved of this split.
+
+    steps  of an epoch
+
+    Returns the steps that are done, and of those of the last epoch so far the sums of the loss
+    and the accuracy, and their number.
+    """
     if state["split"] != split:
-        return 0
+        return 0, torch.zeros(3)
     net.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    processes.report(f"resumed after epoch {state['epoch']}")
-    return state["epoch"]
+    step = state.get("step", 0)  # of the epoch; older runs were saved between epochs only
+    where = f"epoch {state['epoch']}" + (f" and step {step}" if step else "")
+    processes.report(f"resumed after {where}")
+    return state["epoch"] * steps + step, torch.tensor(state.get("totals", [0.0, 0.0, 0.0]))
 
 
-def train(net, front_end, files, split, state, run, args, processes):
-    """Fine-tune all layers with SGD (7.2), from the epoch that `state` has reached."""
-    rank, world_size, device = processes.rank, processes.world_size, processes.device
+def loss_of_share(clips, labels, batch_key, front_end, model, processes):
+    """The cross-entropy of one share, with its graph, and the accuracy: scalars on the device.
+
+    clips   uint8 (B, 3, T, H, W) or float (B, S), as the labelled sets read them
+    labels  (B,)
+    """
+    labels = labels.to(processes.device, non_blocking=True)
+    # Front-end: (B, 3, T, H, W) or (B, 1, P, Q).
+    x = front_end(clips.to(processes.device, non_blocking=True), batch_key)
+    # Logits (B, C).
+    with processes.autocast():
+        logits = model(x)
+    loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+    return loss, (logits.argmax(1) == labels).float().mean()
+
+
+def start_training(net, files, split, state, args, processes):
+    """Return the optimiser, the steps that are done, their sums, the parallel model, the shares."""
     optimizer = torch.optim.SGD(
         net.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay
     )
-    start = resume_split(net, optimizer, state, split, processes)
-    model = net
-    if world_size > 1:
-        model = DistributedDataParallel(net, broadcast_buffers=False)
-    # One loader reads for all epochs, so that its workers do not stop between them.
     steps = len(files) // args.batch_size
-    mine = training_batches(len(files), args, start, rank, world_size)
-    batches = iter(DataLoader(files, batch_sampler=mine, **loading(args, processes)))
-    total = args.epochs * steps
-    bar = tqdm(total=total, initial=start * steps, unit="step", disable=rank > 0, mininterval=1)
-    for epoch in range(start, args.epochs):
-        model.train()
-        began, waited = time.perf_counter(), 0.0
-        totals = torch.zeros(2, device=device)  # of the loss and the accuracy
-        for step in range(steps):
-            # Batch: uint8 (B, 3, T, H, W) or float (B, S); labels (B,).
-            tick = time.perf_counter()
-            clips, labels = next(batches)
-            waited += time.perf_counter() - tick
-            labels = labels.to(device, non_blocking=True)
-            # Front-end: (B, 3, T, H, W) or (B, 1, P, Q).
-            batch_key = (args.seed, epoch, step, rank)
-            x = front_end(clips.to(device, non_blocking=True), batch_key)
-            # Logits (B, C), and loss.
-            with processes.autocast():
-                logits = model(x)
-            loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-            # Step.
-            optimizer.param_groups[0]["lr"] = learning_rate(epoch + step / steps, args)
+    start, totals = resume_split(net, optimizer, state, split, steps, processes)
+    model = net
+    if processes.world_size > 1:
+        model = DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
+    model.train()
+    # One loader reads for all epochs, so that its workers do not stop between them.
+    samples = own_shares(len(files), start, args, processes)
+    loader = DataLoader(files, batch_sampler=samples, **loading(args, processes))
+    return optimizer, start, totals, model, iter(loader)
+
+
+def train(net, front_end, files, split, state, run, args, processes):
+    """Fine-tune all layers with SGD (7.2), from where `state` has got to."""
+    prepared = start_training(net, files, split, state, args, processes)
+    optimizer, start, totals, model, batches = prepared
+    steps = len(files) // args.batch_size  # of an epoch
+    total_steps = args.epochs * steps
+    shares = args.batch_size // args.share
+    own = processes.own(shares)
+    skipped_in_a_row = 0
+    progress = Progress(processes, start, total_steps)
+    began, waited = time.perf_counter(), 0.0
+    with StopSignals() as signals:
+        for number in range(start, total_steps):
+            # Shares, one after another; their gradients add up.
+            epoch, step = divmod(number, steps)
+            statistics = [buffer.clone() for buffer in net.buffers()]
+            sums = 0.0  # of loss and accuracy
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            # Progress. `tolist` waits for the device, so the time in `next` is its idle time.
-            accuracy = (logits.argmax(1) == labels).float().mean()
-            totals += torch.stack([loss.detach(), accuracy])
-            mean, right = (totals / (step + 1)).tolist()
-            check_finite(mean, epoch, step, args)
-            waiting = waited / (time.perf_counter() - began)
-            progress = f"loss {mean:.3f}, {right:.0%} right, {waiting:.0%} waiting"
-            bar.set_postfix_str(progress, refresh=False)
-            bar.update()
-        # Log and save.
-        mean, right = (torch.stack(processes.sum_over_ranks(*totals)) / steps / world_size).tolist()
-        lr = optimizer.param_groups[0]["lr"]
-        times = {"seconds": time.perf_counter() - began, "waiting": waiting}
-        run.log(split=split, epoch=epoch + 1, loss=mean, accuracy=right, lr=lr, **times)
-        state.update(split=split, epoch=epoch + 1, log=run.rows)
-        state.update(model=net.state_dict(), optimizer=optimizer.state_dict())
-        run.save(state)
-    bar.close()
+            for share in own:
+                tick = time.perf_counter()
+                clips, labels = next(batches)
+                waited += time.perf_counter() - tick
+                batch_key = (args.seed, epoch, step, share)
+                update_statistics(net, share == 0)
+                with processes.accumulate(model, is_last=share == own[-1]):
+                    parts = loss_of_share(clips, labels, batch_key, front_end, model, processes)
+                    (parts[0] / len(own)).backward()
+                sums = sums + torch.stack([part.detach() for part in parts]) / shares
+            # Step, unless a loss or a gradient is not finite. The host waits for the device once.
+            norm = get_total_norm([weights.grad for weights in net.parameters()])
+            not_finite = ~(sums[0].isfinite() & norm.isfinite())
+            loss, accuracy, not_finite, stop = processes.sum_over_ranks(
+                *sums, not_finite, signals.received is not None
+            )
+            optimizer.param_groups[0]["lr"] = learning_rate(epoch + step / steps, args)
+            if not_finite:
+                restore_statistics(net, statistics)
+                skipped_in_a_row += 1
+                state["skipped"] += 1
+            else:
+                optimizer.step()
+                skipped_in_a_row = 0
+                totals += torch.tensor([loss, accuracy, 1])
+            mean, right, _ = (totals / totals[2].clamp(min=1)).tolist()
+            seconds = time.perf_counter() - began
+            progress.update(f"loss {mean:.3f}, {right:.0%} right, {waited / seconds:.0%} waiting")
+            # Log and save.
+            ends_epoch = step + 1 == steps
+            if ends_epoch:
+                times = {"seconds": seconds, "waiting": waited / seconds}
+                log_epoch(run, split, epoch, mean, right, optimizer, times, state)
+                totals, waited, began = torch.zeros(3), 0.0, time.perf_counter()
+            done = number + 1
+            end = reason_to_end(stop, skipped_in_a_row, signals, run, done, total_steps)
+            if end or ends_epoch:
+                save(run, state, split, done, steps, totals, net, optimizer)
+            if end:
+                processes.wait()  # The first exit makes torchrun end all ranks.
+                raise end
+    progress.close()
 
 
-def check_finite(loss, epoch, step, args):
-    if not math.isfinite(loss):
-        raise BadInput(
-            f"--lr {args.lr:g}: the loss is {loss} in epoch {epoch + 1}, step {step + 1}; take a "
-            "smaller one, with another --out"
-        )
+def log_epoch(run, split, epoch, loss, accuracy, optimizer, times, state):
+    """Log the means over the steps of an epoch."""
+    lr = optimizer.param_groups[0]["lr"]
+    row = {"split": split, "epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "lr": lr}
+    run.log(**row, **times, skipped=state["skipped"])
+
+
+def save(run, state, split, number, steps, totals, net, optimizer):
+    """Write last.pt: what resumes this split after so many steps."""
+    epoch, step = divmod(number, steps)
+    state.update(split=split, epoch=epoch, step=step, totals=totals.tolist(), log=run.rows)
+    state.update(model=net.state_dict(), optimizer=optimizer.state_dict())
+    run.save(state)
 
 
 def loading(args, processes):
-    return {"num_workers": args.workers, "pin_memory": processes.on_gpu}
+    return {
+        "num_workers": args.workers,
+        "pin_memory": processes.on_gpu,
+        "worker_init_fn": obey_parent_only,
+    }
 
 
 # -------------------------------------------------------------------------------------------------
@@ -624,10 +719,8 @@ def report_split(args, source, fmt, split, sets, out, processes):
         steps = len(train_files) // args.batch_size
         lr = f"lr 0.001 to {args.lr:g} in {args.warmup}, then to 0"
         report(f"recipe: {args.epochs} epochs of {steps} steps, {lr}")
-        clips = (
-            f"{args.batch_size} = {world_size} processes x {args.batch_size // world_size} clips"
-        )
-        report(f"batch: {clips} of {fmt.seconds:g} s")
+        clips = f"{args.batch_size // args.share} x {args.share} clips normalised together"
+        report(f"batch: {args.batch_size} = {clips}, of {fmt.seconds:g} s")
     report(f"run: {out}, on {world_size} x {processes.device.type} in {processes.precision}")
 
 
@@ -674,6 +767,7 @@ def finish(args, source, state, sets, run):
         }
     )
     run.save({**state, "summary": lines, "model": None, "optimizer": None})
+    run.checkpoint_before.unlink(missing_ok=True)
     return lines
 
 
@@ -690,15 +784,19 @@ def main(args):
     fmt = Format(args.frames, args.fps, args.short_side, args.crop, **sound)
     sets = read_splits(args, task, fmt)
     settings = {**vars(args), "weights": source.describe(), "processes": world_size}
-    run = Run(args.out, rank, settings, MAY_CHANGE, BEFORE, file="last.pt", foreign="*")
-    state = run.checkpoint or {"split": None, "epoch": 0, "log": [], "confusion": {}}
-    if state.get("summary"):
-        processes.report("\n".join([f"{args.out} was finished before", *state["summary"]]))
-        return
 
-    # Processes.
+    # Processes, and the folder of the run.
     repeat_exactly()
     processes.start()
+    if source.backbone == "video" and not args.probe:
+        processes.check_gpu(args.share, largest_map(args.width, args.frames, args.crop))
+    run = Run(args.out, processes, settings, MAY_CHANGE, before, file="last.pt", foreign="*")
+    nothing = {"split": None, "epoch": 0, "log": [], "confusion": {}, "skipped": 0}
+    state = nothing | (run.checkpoint or {})
+    if state.get("summary"):
+        processes.report("\n".join([f"{args.out} was finished before", *state["summary"]]))
+        processes.end()
+        return
     run.begin(state["log"])
     run.save(state)  # From here on the folder is this run's.
 

@@ -54,6 +54,25 @@ class TemporalConv(nn.Conv3d):
         )
 
 
+class BatchNorm3d(nn.BatchNorm3d):
+    """BatchNorm of (B, C, T, H, W), with the same result whether or not it is folded.
+
+    Folded, it takes time and height as one axis. PyTorch's kernel for channels-last maps of four
+    axes is vectorised on a GPU, and the one for five is not; on a CPU folding brings nothing.
+    """
+
+    fold = None  # True or False; None: on a GPU
+
+    def forward(self, x):
+        fold = x.is_cuda if self.fold is None else self.fold
+        if not fold:
+            return super().forward(x)
+        return super().forward(x.flatten(2, 3)).unflatten(2, x.shape[2:4])
+
+    def _check_input_dim(self, x):
+        assert x.dim() in (4, 5)  # folded or not
+
+
 class Conv2Plus1D(nn.Sequential):
     """A 3x3x3 convolution factored into space (1x3x3), then time (3x1x1): "(2+1)D".
 
@@ -64,7 +83,7 @@ class Conv2Plus1D(nn.Sequential):
     def __init__(self, cin, cout, midplanes, stride=1):
         super().__init__(
             SpatialConv(cin, midplanes, 3, stride),
-            nn.BatchNorm3d(midplanes),
+            BatchNorm3d(midplanes),
             nn.ReLU(inplace=True),
             TemporalConv(midplanes, cout, stride),
         )
@@ -79,19 +98,19 @@ class VideoBlock(nn.Module):
         midplanes = (cin * cout * 3 * 3 * 3) // (cin * 3 * 3 + 3 * cout)
         self.conv1 = nn.Sequential(
             Conv2Plus1D(cin, cout, midplanes, stride),
-            nn.BatchNorm3d(cout),
+            BatchNorm3d(cout),
             nn.ReLU(inplace=True),
         )
         self.conv2 = nn.Sequential(
             Conv2Plus1D(cout, cout, midplanes),
-            nn.BatchNorm3d(cout),
+            BatchNorm3d(cout),
         )
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or cin != cout:
             self.downsample = nn.Sequential(
                 nn.Conv3d(cin, cout, 1, stride, bias=False),
-                nn.BatchNorm3d(cout),
+                BatchNorm3d(cout),
             )
 
     def forward(self, x):
@@ -178,10 +197,10 @@ class R2Plus1D18(Backbone):
         midplanes = 45 * width // 64  # as in torchvision; the formula of Conv2Plus1D has another
         self.stem = nn.Sequential(
             SpatialConv(3, midplanes, 7, stride=2),
-            nn.BatchNorm3d(midplanes),
+            BatchNorm3d(midplanes),
             nn.ReLU(inplace=True),
             TemporalConv(midplanes, width),
-            nn.BatchNorm3d(width),
+            BatchNorm3d(width),
             nn.ReLU(inplace=True),
         )  # (B, width, T, H/2, W/2)
         self.add_stages(VideoBlock, nn.AdaptiveAvgPool3d(1), width, num_classes)
@@ -247,13 +266,33 @@ class AudioVisualModel(nn.Module):
         super().__init__()
         self.video = NETWORKS[self.networks["video"]](width)
         self.audio = NETWORKS[self.networks["audio"]](width)
-        self.video_head = ProjectionHead(8 * width, d, nn.Conv3d, nn.BatchNorm3d)
+        self.video_head = ProjectionHead(8 * width, d, nn.Conv3d, BatchNorm3d)
         self.audio_head = ProjectionHead(8 * width, d, nn.Conv2d, nn.BatchNorm2d)
 
     def forward(self, video, audio):
         z_v = self.video_head(self.video.features(video))
         z_a = self.audio_head(self.audio.features(audio))
         return z_v, z_a
+
+
+def largest_map(width, frames, crop):
+    """Elements of the largest map of one clip: the midplanes of the video network's first stage."""
+    midplanes = 27 * width * width // (9 * width + 3 * width)
+    side = -(-crop // 2)  # The stem halves it, rounded up.
+    return midplanes * frames * side * side
+
+
+def update_statistics(model, enabled):
+    """Set whether BatchNorm's running statistics follow the forward passes of training."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+            module.track_running_stats = enabled
+
+
+def restore_statistics(model, statistics):
+    """Set the buffers of a model to those of before: a skipped step's forward changed them."""
+    for buffer, before in zip(model.buffers(), statistics):
+        buffer.copy_(before)
 
 
 if __name__ == "__main__":

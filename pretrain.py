@@ -1,15 +1,18 @@
 """Audio-visual self-supervised pretraining from films: "Watching Too Much Television is Good".
 
     python pretrain.py --toy                              the toy world, on a CPU, in minutes
-    python pretrain.py --batch-size 64 --lr 7e-4          one GPU, with the share of one of eight
     torchrun --nproc_per_node 8 pretrain.py --k 16        the paper: 8 GPUs, datasets/movies
-    torchrun --nproc_per_node 8 pretrain.py --gather      each sample against the global batch
+    python pretrain.py                                    the same run on one GPU, share by share
+    torchrun --nproc_per_node 8 pretrain.py --gather      each sample against the whole minibatch
 
-The same command again resumes where the last one stopped. A run is a folder: checkpoint.pt,
-log.jsonl, curves.png, result.json. `python -m lab.compare runs/*` compares finished runs.
+The same command again resumes where the last one stopped, on any number of GPUs. A run is a
+folder: checkpoint.pt, log.jsonl, curves.png, result.json. `python -m lab.compare runs/*`
+compares finished runs.
 
-B samples of a process, each a snippet with its frames and sound; T frames of H x W pixels; S
-samples of sound; P mel filters; Q audio frames; d = 512, the size of an embedding.
+A minibatch is cut into shares of 64 samples, which are contrasted and normalised by
+themselves, as on each of the paper's 8 GPUs. What is random depends on the share and not on
+the process. B samples of a share, each a snippet with its frames and sound; T frames of H x W
+pixels; S samples of sound; P mel filters; Q audio frames; d = 512, the size of an embedding.
 """
 
 import argparse
@@ -24,25 +27,32 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from data import AudioFrontEnd, Titles, VideoFrontEnd, collate, front_end_state
 from harness.curves import draw, draw_histograms, summarise
 from harness.errors import BadInput, make_parser, moved, one_line_errors
-from harness.run import Processes, Run
+from harness.run import (
+    Processes,
+    Progress,
+    Run,
+    StopSignals,
+    obey_parent_only,
+    reason_to_end,
+)
 from loss import MEASURES, discrepancy, gather, nce_loss
 from media.collection import collection_name
 from media.format import Format
 from media.toy import make_toy
-from models import AudioVisualModel
+from models import AudioVisualModel, largest_map, restore_statistics, update_statistics
 from sampler import HierarchicalSampler, IidSampler
 
 # -------------------------------------------------------------------------------------------------
 # Arguments: without flags, under torchrun on 8 GPUs, the run of the paper's ablations (4.2)
 # -------------------------------------------------------------------------------------------------
 
+SHARE = 64  # snippets that are contrasted together: the paper's 512 on 8 GPUs (4.1)
 TOY = {
     "data": "datasets/toy/films",
     "frames": 8,
@@ -60,10 +70,23 @@ TOY = {
     "workers": 2,
 }
 
-# Flags that may differ when a run is resumed, since they change nothing that is trained.
-MAY_CHANGE = ("out", "workers", "save_every", "max_bad", "measure_every")
-# The value of flags in runs that were made before they existed.
-BEFORE = {"sampling": "hierarchical", "title": "show", "precision": "bf16"}
+# Settings that may differ when a run is resumed, since they change nothing that is trained.
+MAY_CHANGE = (
+    "out",
+    "processes",
+    "workers",
+    "compile",
+    "save_minutes",
+    "keep",
+    "max_bad",
+    "measure_every",
+)
+
+
+def before(args):
+    """What the arguments of an older run lack, as it was at its time."""
+    share = args["batch_size"] // args.get("processes", 1)
+    return {"sampling": "hierarchical", "title": "show", "precision": "bf16", "share": share}
 
 
 def parse_args(argv=None):
@@ -80,6 +103,9 @@ def parse_args(argv=None):
         parser.set_defaults(**TOY)
     args = parser.parse_args(argv)
     del args.compare
+    parser.set_defaults(share=min(SHARE, args.batch_size))
+    if args.share is None:
+        args.share = parser.get_default("share")
     if args.sampling == "iid":
         leave_out_k_and_w(args, parser)
     if args.out is None:
@@ -108,13 +134,14 @@ def add_sampling_flags(add):
         help="window, in snippets, that they come from; default the whole title (Section 3, Table "
         "1); scene: one scene, or as few as hold k (4.2 leaves it to the future)",
     )
+    add("--batch-size", type=int, default=512, help="snippets of a step, over all GPUs (4.1)")
     add(
-        "--batch-size",
+        "--share",
         type=int,
-        default=512,
-        help="over all processes (4.1); each contrasts its own share (our choice)",
+        help="snippets of the batch that are contrasted together: 512 / 8 = 64 (our choice), or "
+        "the batch if that is smaller; a process takes its shares one after another",
     )
-    add("--gather", action="store_true", help="contrast the global batch (our choice: off)")
+    add("--gather", action="store_true", help="contrast the whole batch (our choice: off)")
 
 
 def add_training_flags(add):
@@ -127,6 +154,7 @@ def add_training_flags(add):
     add("--width", type=int, default=64, help=width)
     precision = "of the networks on a GPU; on a CPU they have fp32 (our choice)"
     add("--precision", choices=("bf16", "fp32"), default="bf16", help=precision)
+    add("--compile", action="store_true", help="compile the networks (our choice: off)")
 
 
 def add_run_flags(add):
@@ -138,7 +166,8 @@ def add_run_flags(add):
     max_bad = "stop when more than this share of the snippets cannot be read (our choice)"
     add("--max-bad", type=float, default=0.01, help=max_bad)
     add("--workers", type=int, default=8, help="processes that read, for each training process")
-    add("--save-every", type=int, default=500, help="steps between checkpoints, over the whole run")
+    add("--save-minutes", type=float, default=10, help="between checkpoints; 0: at each step")
+    add("--keep", action="store_true", help="keep the weights of each epoch, as epochN.pt")
 
 
 def leave_out_k_and_w(args, parser):
@@ -177,17 +206,29 @@ def run_name(args, parser):
 
 def check_args(args, world_size):
     """Raise BadInput for whatever can be told from the flags alone."""
-    B = args.batch_size // world_size
+    shares = args.batch_size // max(1, args.share)
     rules = [
         (
+            "share",
+            args.share >= 2 and args.batch_size % args.share == 0,
+            f"2 or more, and a divisor of --batch-size, {args.batch_size}",
+        ),
+        (
             "batch_size",
-            B >= 2 and args.batch_size % world_size == 0,
-            f"a multiple of the number of processes, {world_size}, with 2 or more for each",
+            shares % world_size == 0,
+            f"{args.share} for each process or a multiple, since each of the {world_size} takes "
+            "whole shares (or lower --share)",
+        ),
+        (
+            "gather",
+            not args.gather or shares == world_size,
+            "left out, or --share be the batch of a process: it contrasts all shares at once, so "
+            "none can wait for its turn",
         ),
         (
             "k",
-            args.k > 0 and B % args.k == 0,
-            f"a divisor of the batch of a process, {B} = {args.batch_size} / {world_size}",
+            args.k > 0 and args.share % args.k == 0,
+            f"a divisor of --share, {args.share}, which is contrasted together",
         ),
         (
             "w",
@@ -205,9 +246,9 @@ def check_args(args, world_size):
     ]
     for name in ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels"):
         rules.append((name, getattr(args, name) > 0, "above 0"))
-    for name in ("held_out_snippets", "measure_every", "save_every"):
+    for name in ("held_out_snippets", "measure_every"):
         rules.append((name, getattr(args, name) > 0, "above 0"))
-    for name in ("warmup", "jitter", "seed", "workers", "max_bad"):
+    for name in ("warmup", "jitter", "seed", "workers", "max_bad", "save_minutes"):
         rules.append((name, getattr(args, name) >= 0, "0 or more"))
     for name, holds, rule in rules:
         if not holds:
@@ -228,18 +269,14 @@ def open_titles(args, fmt, report):
     return Titles(args.data, fmt, args.language, quiet=False, scenes=args.w == "scene")
 
 
-def make_sampler(args, train, processes):
-    share = {
-        "batch_size": args.batch_size // processes.world_size,
-        "rank": processes.rank,
-        "world_size": processes.world_size,
-        "seed": args.seed,
-    }
+def make_sampler(args, train):
     w = None if args.w == "scene" else args.w
     try:
         if args.sampling == "iid":
-            return IidSampler(train.counts, **share)
-        return HierarchicalSampler(train.counts, k=args.k, w=w, scenes=train.scenes, **share)
+            return IidSampler(train.counts, args.batch_size, args.seed)
+        return HierarchicalSampler(
+            train.counts, args.batch_size, args.k, w, args.seed, scenes=train.scenes
+        )
     except ValueError as error:
         remedy = "take a smaller --k or --batch-size, or longer films"
         raise BadInput(f"--data {args.data}: {error}; {remedy}") from error
@@ -254,12 +291,20 @@ def learning_rate(args, step, steps_per_epoch):
     return args.lr * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
-def measure_log_mel(audio_front, train, device):
+def measure_log_mel(audio_front, train, processes):
     """Set the constants of the log-mel: from the middle snippet of each of up to 64 titles."""
-    titles = np.unique(np.linspace(0, len(train) - 1, 64).round().astype(int)).tolist()
-    waveforms = [train[n, train.counts[n] // 2, None]["waveform"] for n in titles]
-    audio_front.measure(torch.stack(waveforms).to(device))
 
+    def measure():
+        titles = np.unique(np.linspace(0, len(train) - 1, 64).round().astype(int)).tolist()
+        waveforms = [train[n, train.counts[n] // 2, None]["waveform"] for n in titles]
+        audio_front.measure(torch.stack(waveforms).to(processes.device))
+        return audio_front.mean, audio_front.std
+
+    audio_front.mean, audio_front.std = processes.on_rank_0(measure)
+
+
+# Snippets that were trained on, those of them that replaced others, and steps that were skipped.
+NOTHING_DONE = {"snippets": 0, "bad": 0, "skipped": 0}
 
 MEASURED = (
     "step {step:>6}  KL(S-||S!=) {kl_same_other:.3f}  KL(S-||S+) {kl_same_match:.3f}  "
@@ -283,10 +328,11 @@ def measure_held_out(run, held_out, model, video_front, audio_front, args, proce
         return
     loader = DataLoader(
         held_out,
-        args.batch_size // processes.world_size,
+        args.share,
         sampler=samples[processes.rank :: processes.world_size],
         collate_fn=collate,
         num_workers=args.workers,
+        worker_init_fn=obey_parent_only,
     )
     processes.share_buffers(model)  # so that what is measured is what the checkpoint keeps
     model.eval()
@@ -311,8 +357,25 @@ def measure_held_out(run, held_out, model, video_front, audio_front, args, proce
         processes.report(MEASURED.format(step=step, **measures))
 
 
+def log_processes(run, start, processes):
+    """Say so where a run is resumed on another number of processes: that changes its speed only."""
+    then, now = run.checkpoint["args"].get("processes", 1), processes.world_size
+    if then != now:
+        run.log(step=start, processes=now, processes_before=then)
+        processes.report(f"run       resumed on {now} processes; there were {then} before")
+
+
+def was_measured(run, step, processes):
+    """Whether Equation 2 is in the log for this step: a run that is told to stop saves first."""
+
+    def find():
+        return any(row["step"] == step and "gap" in row for row in run.rows)
+
+    return processes.on_rank_0(find)
+
+
 def resume(checkpoint, model, optimizer, audio_front, train, args):
-    """Load a checkpoint; return the steps trained and the snippets replaced until then."""
+    """Load a checkpoint; return the steps until then, and what was `done` in them."""
     progress = checkpoint["progress"]
     now = list(zip(train.names, train.counts))
     then = list(zip(progress["titles"], progress.get("counts", train.counts)))
@@ -326,21 +389,22 @@ def resume(checkpoint, model, optimizer, audio_front, train, args):
             )
     for name, part in model.named_children():
         part.load_state_dict(checkpoint[name])
+    for group in checkpoint["optimizer"]["param_groups"]:
+        group["fused"] = optimizer.defaults["fused"]  # It may have been saved on another device.
     optimizer.load_state_dict(checkpoint["optimizer"])
     audio_front.mean = checkpoint["front_end"]["log_mel_mean"]
     audio_front.std = checkpoint["front_end"]["log_mel_std"]
-    return progress["step"], progress.get("bad", 0)
+    return progress["step"], {name: progress.get(name, 0) for name in NOTHING_DONE}
 
 
-def checkpoint_of(model, optimizer, front_end, sampler, train, step, bad):
+def checkpoint_of(model, optimizer, front_end, sampler, train, step, done):
     """All that is needed to resume after `step` steps, and to use the networks elsewhere."""
     epoch, step_of_epoch = divmod(step, len(sampler))
     progress = {
         "epoch": epoch,
         "step": step,
         "sampler": {"epoch": epoch, "step": step_of_epoch},
-        "snippets": step * sampler.batch_size * sampler.world_size,
-        "bad": bad,
+        **done,
         "titles": train.names,
         "counts": train.counts,
     }
@@ -353,13 +417,29 @@ def checkpoint_of(model, optimizer, front_end, sampler, train, step, bad):
     }
 
 
-def all_batches(sampler, step, epochs):
-    """The batches of the sampler from this step of the run on, epoch after epoch."""
+def own_shares(sampler, step, args, processes):
+    """The shares of this process, from this step of the run on: lists of --share samples."""
+    own = processes.own(args.batch_size // args.share)
     first_epoch, step_of_epoch = divmod(step, len(sampler))
-    for epoch in range(first_epoch, epochs):
+    for epoch in range(first_epoch, args.epochs):
         sampler.load_state_dict({"epoch": epoch, "step": step_of_epoch})
-        yield from sampler
+        for batch in sampler:
+            for share in own:
+                yield batch[share * args.share : (share + 1) * args.share]
         step_of_epoch = 0
+
+
+def read_shares(train, samples, args, processes):
+    """Yield a batch of each share. One loader reads for all epochs: its workers never stop."""
+    loader = DataLoader(
+        train,
+        batch_sampler=samples,
+        collate_fn=collate,
+        num_workers=args.workers,
+        pin_memory=processes.on_gpu,
+        worker_init_fn=obey_parent_only,
+    )
+    return iter(loader)
 
 
 def next_batch(batches, save):
@@ -368,7 +448,7 @@ def next_batch(batches, save):
     failures  for each snippet of the batch that was replaced, the reasons
 
     `save` is called first if the batch cannot be read. It saves on rank 0 only, so a failure on
-    another rank costs the steps since the last checkpoint.
+    another rank costs the time since the last checkpoint.
     """
     tick = time.perf_counter()
     try:
@@ -380,15 +460,6 @@ def next_batch(batches, save):
     return batch, failures, time.perf_counter() - tick
 
 
-def check_finite(loss, norm, run):
-    """Stop before a loss or a gradient that is not finite reaches the weights."""
-    if not (loss.isfinite() and norm.isfinite()):
-        raise BadInput(
-            f"the loss is {loss:.3g} and the norm of its gradient {norm:.3g}; the weights did not "
-            f"get them, and {run.checkpoint_path} is sound. Try a lower --lr, with another --out"
-        )
-
-
 def is_too_bad(since_start, args, steps_per_epoch):
     """Whether more than --max-bad of the snippets since this start were replaced.
 
@@ -398,16 +469,48 @@ def is_too_bad(since_start, args, steps_per_epoch):
     return since_start["bad"] > args.max_bad * args.batch_size * steps
 
 
-def stop_unreadable(since_start, args, run, processes):
-    """End a run of which too much cannot be read."""
-    # The first exit makes torchrun end all ranks, and rank 0 may be writing the checkpoint.
-    processes.wait()
+def unreadable(since_start, args, run):
+    """The end of a run of which too much cannot be read."""
     bad, steps = since_start["bad"], since_start["steps"]
-    raise BadInput(
-        f"{bad} snippets could not be read in {steps} steps, more than --max-bad {args.max_bad} "
-        f"of them (or of an epoch's): see {run.out}/bad.txt. The same command, with the files "
-        "fixed or with a higher --max-bad, resumes from here"
+    return BadInput(
+        f"{bad:.0f} snippets could not be read in {steps} steps, more than --max-bad "
+        f"{args.max_bad} of them (or of an epoch's): see {run.out}/bad.txt. The same command, with "
+        "the files fixed or with a higher --max-bad, resumes from here"
     )
+
+
+def count(done, not_finite, snippets, replaced):
+    done["bad"] += int(replaced)
+    if not_finite:
+        done["skipped"] += 1
+    else:
+        done["snippets"] += int(snippets)
+
+
+def log_step(run, step, epoch, loss, norm, not_finite, lr, times, done):
+    """Log a step, with what was replaced and skipped so far; JSON has no NaN."""
+    row = {"loss": loss, "grad_norm": norm}
+    if not_finite:
+        row = {"not_finite": f"loss {loss}, gradient {norm}"}
+    so_far = {"bad": done["bad"], "skipped": done["skipped"]}
+    run.log(step=step + 1, epoch=epoch, **row, lr=lr, **times, **so_far)
+
+
+def finish(run, done, since_start, total_steps, args, processes):
+    """Write result.json, and report where the snippets of all epochs went: they must add up."""
+    if since_start["steps"] > 0:
+        rate = describe_rate(since_start, args)
+        steps, seconds = since_start["steps"], since_start["seconds"]
+        processes.report(f"trained   {steps} steps in {seconds:.0f} s: {rate}")
+    skipped = done["skipped"] * args.batch_size
+    assert done["snippets"] + skipped == total_steps * args.batch_size
+    processes.report(
+        f"snippets  {done['snippets']} trained on, of which {done['bad']} replaced others that "
+        f"could not be read; {skipped} skipped, in {done['skipped']} steps that were not finite"
+    )
+    result = {"arguments": run.settings, "done": done, **summarise(run.rows, MEASURES)}
+    run.finish(result)
+    processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
 
 
 def count_step(since_start, seconds, waited, bad):
@@ -424,13 +527,18 @@ def describe_rate(since_start, args):
     waiting = since_start["waited"] / seconds
     text = f"{rate:.1f} snippets/s, {waiting:.0%} of the time waiting for data"
     if since_start["bad"]:
-        text += f", {since_start['bad']} snippets replaced"
+        text += f", {since_start['bad']:.0f} snippets replaced"
     return text
 
 
-def save_run(run, model, optimizer, front_end, sampler, train, args, step, bad):
-    """Write checkpoint.pt and curves.png, after `step` steps with `bad` replaced snippets."""
-    run.save(checkpoint_of(model, optimizer, front_end, sampler, train, step, bad))
+def save_run(run, model, optimizer, front_end, sampler, train, args, step, done):
+    """Write checkpoint.pt and curves.png, after `step` steps; with --keep the epoch's weights."""
+    state = checkpoint_of(model, optimizer, front_end, sampler, train, step, done)
+    run.save(state)
+    epoch, step_of_epoch = divmod(step, len(sampler))
+    if args.keep and step > 0 and step_of_epoch == 0:
+        del state["optimizer"]
+        run.write(f"epoch{epoch}.pt", partial(torch.save, {**state, "args": run.settings}))
     if run.rank == 0:
         run.write("curves.png", partial(draw_run, run.rows, args))
 
@@ -470,16 +578,18 @@ def describe_sampling(args, train, sampler):
     return f"{source}, window {window}"
 
 
-def own_negatives(sampler, group_of, batches=20):
-    """The negatives of a sample that are of its own group: the mean over some batches of a rank.
+def own_negatives(sampler, group_of, share, batches=20):
+    """The negatives of a sample that are of its own group: the mean over some minibatches.
 
     group_of  group_of[n], what title n belongs to: its show, or just itself
+    share     how many samples are contrasted together
     """
     found = []
     for i in range(batches):
-        step = i * len(sampler) // batches
-        groups = Counter(group_of[n] for n, _, _ in sampler.batch(step))
-        found += [2 * (times - 1) for times in groups.values() for _ in range(times)]
+        batch = sampler.batch(i * len(sampler) // batches)
+        for place in range(0, len(batch), share):
+            groups = Counter(group_of[n] for n, _, _ in batch[place : place + share])
+            found += [2 * (times - 1) for times in groups.values() for _ in range(times)]
     return sum(found) / len(found)
 
 
@@ -488,7 +598,7 @@ def describe_passes(args, train, sampler):
 
     Titles are drawn uniformly, so the fewer and the longer ones of a mixture are seen less.
     """
-    drawn = len(sampler) * sampler.batch_size * sampler.world_size  # snippets an epoch
+    drawn = len(sampler) * sampler.batch_size  # snippets an epoch
     files = Counter()  # of each show, and of each film
     for show, part in zip(train.shows, train.parts):
         files[show] += len(part)
@@ -507,7 +617,7 @@ def describe_passes(args, train, sampler):
 
 def report_start(args, titles, train, held_out, sampler, processes, resumed, step):
     """Print what this run is, before it begins."""
-    report, world_size, B = processes.report, sampler.world_size, sampler.batch_size
+    report, world_size = processes.report, processes.world_size
     snippets = f"{sum(train.counts)} snippets of {train.fmt.seconds:g} s"
     few = "" if len(held_out) > 1 else " (Equation 2 needs two: it is not measured)"
     report(f"titles    {len(train)} to train on ({snippets}), {len(held_out)} held out{few}")
@@ -516,21 +626,43 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
     short = [name for name, M in zip(train.names, train.counts) if M < args.k]
     if short:
         report(f"          {len(short)} shorter than k = {args.k} snippets: {', '.join(short)}")
+    shares = args.batch_size // args.share
     sampling = describe_sampling(args, train, sampler)
-    report(f"batch     {args.batch_size} = {world_size} processes x {B}: {sampling}")
-    negatives = 2 * (args.batch_size if args.gather else B) - 2
-    of_title = f"{own_negatives(sampler, range(len(train))):.2f} of them"
-    of_title += " in its process and of its own title"
+    report(f"batch     {args.batch_size} = {shares} x {args.share} contrasted together: {sampling}")
+    contrasted = args.batch_size if args.gather else args.share
+    negatives = 2 * contrasted - 2
+    own = own_negatives(sampler, range(len(train)), contrasted)
+    of_title = f"{own:.2f} of them of its own title"
     if args.title == "episode":
-        of_title += f", {own_negatives(sampler, train.shows):.2f} of its own show"
+        of_title += f", {own_negatives(sampler, train.shows, contrasted):.2f} of its own show"
     chance = math.log(negatives + 1)
     report(f"          {negatives} negatives a sample, about {of_title};")
     report(f"          a loss of {chance:.2f} tells nothing apart")
     passes = describe_passes(args, train, sampler)
     report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs; an epoch makes {passes}")
-    state = f"resumed after step {step}" if resumed else "new"
     device = f"{world_size} x {processes.device.type} in {processes.precision}"
-    report(f"run       {args.out}, on {device}, {state}")
+    turns = f", {shares // world_size} shares in turn" if shares > world_size else ""
+    state = f"resumed after step {step}" if resumed else "new"
+    report(f"run       {args.out}, on {device}{turns}, {state}")
+
+
+def loss_of_share(batch, batch_key, fronts, parallel, args, processes):
+    """Equation 1 of one share, a scalar on the device, with its graph.
+
+    batch      uint8 video (B, 3, T, H, W) and float waveforms (B, S), as `Titles` reads them
+    batch_key  (seed, epoch, step of the epoch, share)
+    """
+    # Front-ends: (B, 3, T, H, W) and (B, 1, P, Q).
+    video_front, audio_front = fronts
+    video = batch["video"].to(processes.device, non_blocking=True)
+    audio = batch["waveform"].to(processes.device, non_blocking=True)
+    video, audio = video_front(video, batch_key), audio_front(audio, batch_key)
+    # Embeddings: (B, d), or with --gather (batch, d) of all processes.
+    with processes.autocast():
+        z_v, z_a = parallel(video, audio)
+    if args.gather and processes.world_size > 1:
+        z_v, z_a = gather(z_v), gather(z_a)
+    return nce_loss(z_v, z_a, args.tau)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -539,14 +671,15 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
 
 
 def main(args):
-    # Processes. Under torchrun each has a share of every batch; without it there is one.
+    # Processes. Under torchrun each takes some shares of every batch; without it there is one.
     processes = Processes(args.precision)
-    rank, world_size = processes.rank, processes.world_size
+    world_size = processes.world_size
     check_args(args, world_size)
-    run = Run(args.out, rank, {**vars(args), "processes": world_size}, MAY_CHANGE, BEFORE)
     processes.start()
+    processes.check_gpu(args.share, largest_map(args.width, args.frames, args.crop))
     device = processes.device
     torch.backends.cudnn.benchmark = True
+    run = Run(args.out, processes, {**vars(args), "processes": world_size}, MAY_CHANGE, before)
 
     # Data. Rank 0 indexes the collection; all ranks get the same titles, or raise the same error.
     fmt = Format.of(args)
@@ -554,26 +687,28 @@ def main(args):
     train, held_out = titles.split(args.held_out, args.seed)
     if args.title == "episode":
         train = train.episodes()
-    sampler = make_sampler(args, train, processes)
+    sampler = make_sampler(args, train)
     steps_per_epoch = len(sampler)
     total_steps = args.epochs * steps_per_epoch
+    steps_to_measure = max(1, round(min(args.measure_every, args.epochs) * steps_per_epoch))
 
     # Model and optimiser.
     torch.manual_seed(args.seed)
     model = AudioVisualModel(args.width).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=processes.on_gpu)
     video_front = VideoFrontEnd(args.jitter).to(device)
     audio_front = AudioFrontEnd(fmt).to(device)
 
-    # Resume: `start` steps are trained, and `bad` snippets were replaced.
+    # Resume after `start` steps, in which this much was done.
+    start, done = 0, dict(NOTHING_DONE)
     resumed = run.checkpoint is not None
     if resumed:
-        start, bad = resume(run.checkpoint, model, optimizer, audio_front, train, args)
+        start, done = resume(run.checkpoint, model, optimizer, audio_front, train, args)
         run.begin(run.read_log(start))
+        log_processes(run, start, processes)
         run.checkpoint = None  # frees half a gigabyte
     else:
-        start, bad = 0, 0
-        measure_log_mel(audio_front, train, device)
+        measure_log_mel(audio_front, train, processes)
         run.begin()
     report_start(args, titles, train, held_out, sampler, processes, resumed, start)
     front_end = front_end_state(fmt, video_front, audio_front)
@@ -582,74 +717,83 @@ def main(args):
     save = partial(save_run, run, model, optimizer, front_end, sampler, train, args)
     if not resumed:
         measure(0)
-        save(0, bad)
+        save(0, done)
+    elif start % steps_to_measure == 0 and not was_measured(run, start, processes):
+        measure(start)
+    if args.compile:
+        model.compile(dynamic=False)
     parallel = model
     if world_size > 1:
-        parallel = DistributedDataParallel(model, broadcast_buffers=False)
+        parallel = DistributedDataParallel(
+            model, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
 
-    # The loop. One loader reads for all epochs, so that its workers do not stop between them.
-    loader = DataLoader(
-        train,
-        batch_sampler=all_batches(sampler, start, args.epochs),
-        collate_fn=collate,
-        num_workers=args.workers,
-        pin_memory=processes.on_gpu,
-    )
-    batches = iter(loader)
-    steps_to_measure = max(1, round(min(args.measure_every, args.epochs) * steps_per_epoch))
+    # The loop.
+    batches = read_shares(train, own_shares(sampler, start, args, processes), args, processes)
+    shares = args.batch_size // args.share
+    own = processes.own(shares)
     gradient_scale = world_size if args.gather else 1  # `loss.gather` says why
+    skipped_in_a_row = 0
     since_start = {"steps": 0, "seconds": 0.0, "waited": 0.0, "bad": 0}
-    bar = tqdm(
-        range(start, total_steps), initial=start, total=total_steps, disable=rank > 0, unit="step"
-    )
-    for step in bar:
-        # Batch: uint8 (B, 3, T, H, W) and float (B, S).
-        tick = time.perf_counter()
-        batch, failures, waited = next_batch(batches, partial(save, step, bad))
-        # Front-ends: (B, 3, T, H, W) and (B, 1, P, Q).
-        epoch, step_of_epoch = divmod(step, steps_per_epoch)
-        batch_key = (args.seed, epoch, step_of_epoch, rank)
-        video = video_front(batch["video"].to(device, non_blocking=True), batch_key)
-        audio = audio_front(batch["waveform"].to(device, non_blocking=True), batch_key)
-        # Embeddings: (B, d), or (world_size * B, d) of all processes.
-        with processes.autocast():
-            z_v, z_a = parallel(video, audio)
-        if args.gather and world_size > 1:
-            z_v, z_a = gather(z_v), gather(z_a)
-        # Loss.
-        loss = nce_loss(z_v, z_a, args.tau)
-        optimizer.zero_grad()
-        (loss * gradient_scale).backward()
-        norm = clip_grad_norm_(model.parameters(), torch.inf)  # measured, not clipped
-        # Step.
-        loss, replaced = processes.sum_over_ranks(loss.detach(), len(failures))
-        loss = loss / world_size
-        check_finite(loss, norm, run)
-        lr = learning_rate(args, step, steps_per_epoch)
-        optimizer.param_groups[0]["lr"] = lr
-        optimizer.step()
-        # Log, measure and save.
-        bad += int(replaced)
-        run.log_failures(f"epoch {epoch + 1} step {step_of_epoch}", sum(failures, []))
-        seconds = time.perf_counter() - tick
-        row = {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr, "seconds": seconds}
-        run.log(step=step + 1, epoch=epoch, **row, waited=waited, bad=bad)
-        count_step(since_start, seconds, waited, int(replaced))
-        bar.set_postfix_str(f"loss {loss:.3f}, {describe_rate(since_start, args)}", refresh=False)
-        if (step + 1) % steps_to_measure == 0 or step + 1 == total_steps:
-            measure(step + 1)
-        too_bad = is_too_bad(since_start, args, steps_per_epoch)
-        if too_bad or (step + 1) % args.save_every == 0 or (step + 1) % steps_per_epoch == 0:
-            save(step + 1, bad)
-        if too_bad:
-            stop_unreadable(since_start, args, run, processes)
+    progress = Progress(processes, start, total_steps)
+    with StopSignals() as signals:
+        for step in range(start, total_steps):
+            # Shares, one after another; their gradients add up.
+            tick = time.perf_counter()
+            epoch, step_of_epoch = divmod(step, steps_per_epoch)
+            statistics = [buffer.clone() for buffer in model.buffers()]
+            loss, snippets, failures, waited = 0.0, 0, [], 0.0
+            optimizer.zero_grad()
+            for share in own:
+                batch, problems, seconds = next_batch(batches, partial(save, step, done))
+                snippets += len(batch["video"])
+                failures += problems
+                waited += seconds
+                batch_key = (args.seed, epoch, step_of_epoch, share)
+                update_statistics(model, share == 0)
+                with processes.accumulate(parallel, is_last=share == own[-1]):
+                    part = loss_of_share(batch, batch_key, fronts, parallel, args, processes)
+                    (part * gradient_scale / len(own)).backward()
+                loss = loss + part.detach() / shares
+            # Step, unless a loss or a gradient is not finite. The host waits for the device once.
+            norm = get_total_norm([weights.grad for weights in model.parameters()])
+            not_finite = ~(loss.isfinite() & norm.isfinite())
+            asked_to_stop = signals.received is not None
+            loss, norm, not_finite, snippets, replaced, stop = processes.sum_over_ranks(
+                loss, norm / world_size, not_finite, snippets, len(failures), asked_to_stop
+            )
+            lr = learning_rate(args, step, steps_per_epoch)
+            optimizer.param_groups[0]["lr"] = lr
+            if not_finite:
+                restore_statistics(model, statistics)
+                skipped_in_a_row += 1
+            else:
+                optimizer.step()
+                skipped_in_a_row = 0
+            # Log, measure and save.
+            count(done, not_finite, snippets, replaced)
+            if replaced:
+                run.log_failures(f"epoch {epoch + 1} step {step_of_epoch}", sum(failures, []))
+            seconds = time.perf_counter() - tick
+            times = {"seconds": seconds, "waited": waited}
+            log_step(run, step, epoch, loss, norm, not_finite, lr, times, done)
+            count_step(since_start, seconds, waited, replaced)
+            progress.update(f"loss {loss:.3f}, {describe_rate(since_start, args)}")
+            is_last = step + 1 == total_steps
+            if is_last or (step + 1) % steps_to_measure == 0 and not stop:
+                measure(step + 1)
+            end = reason_to_end(stop, skipped_in_a_row, signals, run, step + 1, total_steps)
+            if is_too_bad(since_start, args, steps_per_epoch):
+                end = unreadable(since_start, args, run)
+            ends_epoch = (step + 1) % steps_per_epoch == 0
+            if end or ends_epoch or run.save_is_due(args.save_minutes):
+                save(step + 1, done)
+            if end:
+                processes.wait()  # The first exit makes torchrun end all ranks.
+                raise end
 
-    if since_start["steps"] > 0:
-        rate = describe_rate(since_start, args)
-        steps, seconds = since_start["steps"], since_start["seconds"]
-        processes.report(f"trained   {steps} steps in {seconds:.0f} s: {rate}")
-    run.finish({"arguments": run.settings, **summarise(run.rows, MEASURES)})
-    processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
+    progress.close()
+    finish(run, done, since_start, total_steps, args, processes)
     processes.end()
 
 

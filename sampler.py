@@ -17,12 +17,12 @@ snippets of it. Each sample then has at least 2k - 2 negatives from its own film
                       16, which the paper leaves to "future iterations" (4.2)
     i.i.d.            snippets shuffled over all titles, the policy that Section 3 begins with
 
-The paper's idea is `draw_titles`, `draw_snippets` and `draw_window`. Scenes, too few titles and
-several processes are the rest.
+The paper's idea is `draw_titles`, `draw_snippets` and `draw_window`. Scenes and too few titles
+are the rest.
 
 There is no media here: counts go in and indices come out. Titles are drawn from (seed, epoch,
-step), snippets from that and the place of their group in the global batch. So a resumed run
-repeats itself, and any number of processes share out the same global batch.
+step), snippets from that and the place of their group in the minibatch. So a resumed run
+repeats itself, and every process draws the same minibatch, of which it takes its shares.
 """
 
 import numpy as np
@@ -34,7 +34,7 @@ SHUFFLE = 6
 
 
 class HierarchicalSampler:
-    """A batch sampler: yields, for one rank, lists of `batch_size` samples (title, snippet, key).
+    """A batch sampler: yields minibatches, lists of `batch_size` samples (title, snippet, key).
 
     >>> sampler = HierarchicalSampler([100, 50, 200], batch_size=6, k=3, w=8)
     >>> for n, m, key in sampler.batch(step=0): print(n, m, key)
@@ -46,51 +46,38 @@ class HierarchicalSampler:
     1 15 (0, 0, 0, 5)
 
     Two titles gave three snippets each, from windows of 8: any two of the same title are hard
-    negatives. The key of a sample is (seed, epoch, step, place in the global batch). Whatever
-    is random when it is read, such as its crop, is drawn from this key.
+    negatives. The key of a sample is (seed, epoch, step, place in the minibatch). Whatever is
+    random when it is read, such as its crop, is drawn from this key.
 
     num_snippets  M_n of each title, a list or an array of integers
-    batch_size    of this rank, a multiple of k; the global batch is world_size times as large
+    batch_size    of all processes together, a multiple of k
     w             None for w = M_n; cut to M_n where a title is shorter
     scenes        instead of w: for each title the lengths of its scenes, in snippets and in
                   order; they add up to M_n
 
-    A title with M_n < k is never drawn. The titles of a global batch are distinct while there
-    are enough of them. An epoch has sum(M_n) // global batch steps, and at least one, whatever
-    k and w are. Raises ValueError where no batch can be drawn.
+    A title with M_n < k is never drawn. The titles of a minibatch are distinct while there are
+    enough of them. An epoch has sum(M_n) // batch_size steps, and at least one, whatever k and
+    w are. Raises ValueError where no batch can be drawn.
     """
 
-    def __init__(
-        self,
-        num_snippets,
-        batch_size,
-        k=16,
-        w=None,
-        rank=0,
-        world_size=1,
-        seed=0,
-        scenes=None,
-    ):
+    def __init__(self, num_snippets, batch_size, k=16, w=None, seed=0, scenes=None):
         self.M = np.asarray(num_snippets)
         if k < 1 or batch_size < 1 or batch_size % k:
-            raise ValueError(f"k = {k} must divide the batch of a process, {batch_size}")
+            raise ValueError(f"k = {k} must divide the batch, {batch_size}")
         if w is not None and w < k:
             raise ValueError(f"w = {w} must be k = {k} or more: a window holds k distinct snippets")
         if scenes is not None and w is not None:
             raise ValueError("scenes are used instead of a window w, not beside one")
         if scenes is not None and [sum(lengths) for lengths in scenes] != self.M.tolist():
             raise ValueError("the scenes of a title must add up to its snippets")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank = {rank} must be from 0 to world_size - 1 = {world_size - 1}")
         longest = self.M.max(initial=0)
         if longest < k:
             raise ValueError(f"every title is shorter than k = {k} snippets (longest: {longest})")
 
         self.batch_size = batch_size
-        self.k, self.w, self.scenes = k, w, scenes
-        self.rank, self.world_size, self.seed = rank, world_size, seed
-        self.groups = batch_size // k  # groups of k snippets in the batch of this rank
-        self.steps = max(1, int(self.M.sum(dtype=np.int64)) // (batch_size * world_size))
+        self.k, self.w, self.scenes, self.seed = k, w, scenes, seed
+        self.groups = batch_size // k  # groups of k snippets in a minibatch
+        self.steps = max(1, int(self.M.sum(dtype=np.int64)) // batch_size)
         # Nearly always all titles are long enough, and a list of them would waste memory.
         self.titles = range(len(self.M))
         if self.M.min() < k:
@@ -122,36 +109,26 @@ class HierarchicalSampler:
         self.step = state["step"]
 
     def batch(self, step):
-        """The samples of this rank at one step: [(n, m, key)] * batch_size, title by title."""
-        first_group = self.rank * self.groups
-        titles = self.draw_titles(step)[: first_group + self.groups]
+        """The minibatch of one step: [(n, m, key)] * batch_size, title by title."""
         samples = []
-        taken = {}  # {title: its snippets in earlier groups of the global batch}
-        # A title may come again on another rank. To leave out what earlier ranks hold of it,
-        # a rank draws their groups too.
-        for group, n in enumerate(titles):
+        taken = {}  # {title: its snippets so far}, since a title may come again
+        for group, n in enumerate(self.draw_titles(step)):
             rng = np.random.default_rng((self.seed, self.epoch, step, group, SNIPPETS))
             snippets = self.draw_snippets(n, rng, taken.get(n, []))
             taken[n] = taken.get(n, []) + snippets
-            if group >= first_group:
-                for i, m in enumerate(snippets):
-                    key = (self.seed, self.epoch, step, group * self.k + i)
-                    samples.append((n, m, key))
+            for m in snippets:
+                samples.append((n, m, (self.seed, self.epoch, step, len(samples))))
         return samples
 
     def draw_titles(self, step):
-        """n ~ U(1, N): a title for each group of the global batch, distinct ones (our choice).
-
-        Every rank draws the titles of all ranks, so they agree without communication.
-        """
+        """n ~ U(1, N): a title for each group of k snippets, distinct ones (our choice)."""
         rng = np.random.default_rng((self.seed, self.epoch, step, 0, TITLES))
-        needed = self.groups * self.world_size
         N = len(self.titles)
-        if needed < N:
-            drawn = rng.choice(N, needed, replace=False)
+        if self.groups < N:
+            drawn = rng.choice(N, self.groups, replace=False)
         else:  # rare: with too few titles, each comes equally often, or once more than another
-            rounds = [rng.permutation(N) for _ in range(needed // N)]
-            drawn = np.concatenate([*rounds, rng.choice(N, needed % N, replace=False)])
+            rounds = [rng.permutation(N) for _ in range(self.groups // N)]
+            drawn = np.concatenate([*rounds, rng.choice(N, self.groups % N, replace=False)])
         return [int(self.titles[i]) for i in drawn]
 
     def draw_snippets(self, n, rng, taken):
@@ -160,11 +137,11 @@ class HierarchicalSampler:
             low, high = self.draw_window(n, rng)
         else:
             low, high = self.draw_scenes(n, rng)
-        window = np.arange(low, high)
-        free = np.setdiff1d(window, taken)
-        if len(free) >= self.k:
-            window = free
-        return rng.choice(window, self.k, replace=False).tolist()
+        if taken:
+            free = np.setdiff1d(np.arange(low, high), taken)
+            if len(free) >= self.k:
+                return rng.choice(free, self.k, replace=False).tolist()
+        return (low + rng.choice(high - low, self.k, replace=False)).tolist()
 
     def draw_window(self, n, rng):
         """[low, high): w neighbouring snippets, placed uniformly in title n.
@@ -203,27 +180,26 @@ class IidSampler(HierarchicalSampler):
     minibatch, where k = 1 of the HierarchicalSampler takes each from a title of its own.
 
     The arguments, the samples and the position are those of the HierarchicalSampler, without
-    k, w and scenes. Raises ValueError for fewer snippets than a global batch.
+    k, w and scenes. Raises ValueError for fewer snippets than a minibatch.
     """
 
-    def __init__(self, num_snippets, batch_size, rank=0, world_size=1, seed=0):
-        super().__init__(num_snippets, batch_size, 1, None, rank, world_size, seed)
+    def __init__(self, num_snippets, batch_size, seed=0):
+        super().__init__(num_snippets, batch_size, k=1, seed=seed)
         self.ends = np.cumsum(self.M, dtype=np.int64)  # of each title, in the union
         self.shuffled = None, None  # an epoch, and the union in its order
-        if self.ends[-1] < batch_size * world_size:
+        if self.ends[-1] < batch_size:
             raise ValueError(
                 f"all titles together have {self.ends[-1]} snippets, less than a batch"
             )
 
     def batch(self, step):
-        """The samples of this rank at one step: [(n, m, key)] * batch_size, in shuffled order."""
-        first_place = self.rank * self.batch_size
-        first = step * self.batch_size * self.world_size + first_place
+        """The minibatch of one step: [(n, m, key)] * batch_size, in shuffled order."""
+        first = step * self.batch_size
         samples = []
-        for i, snippet in enumerate(self.order()[first : first + self.batch_size].tolist()):
+        for place, snippet in enumerate(self.order()[first : first + self.batch_size].tolist()):
             n = int(np.searchsorted(self.ends, snippet, "right"))
             m = snippet - int(self.ends[n] - self.M[n])
-            samples.append((n, m, (self.seed, self.epoch, step, first_place + i)))
+            samples.append((n, m, (self.seed, self.epoch, step, place)))
         return samples
 
     def order(self):

@@ -75,6 +75,7 @@ Each idea has a test that turns red when the idea is broken on purpose:
 """
 
 import collections
+import copy
 import doctest
 import itertools
 import json
@@ -85,6 +86,7 @@ import shlex
 import shutil
 import sys
 import tracemalloc
+import types
 import wave
 from pathlib import Path
 
@@ -96,6 +98,7 @@ import torchvision
 
 import data
 import finetune
+import harness.run
 import lab.bench
 import lab.compare
 import lab.findings
@@ -111,6 +114,7 @@ from harness.fixtures import (
     EVENT,
     ROOT,
     SMALL,
+    assert_equal,
     damage,
     fine_tune,
     load_checkpoint,
@@ -210,21 +214,16 @@ def test_titles_are_drawn_uniformly_not_by_length():
     assert min(drawn.values()) > 0.8 * max(drawn.values())
 
 
-def test_ranks_share_out_one_global_batch_of_distinct_titles():
-    counts = list(range(50, 90))
-    whole = list(HierarchicalSampler(counts, 64, 4, 16))
-    shares = [list(HierarchicalSampler(counts, 16, 4, 16, rank, 4)) for rank in range(4)]
-    assert [sum(parts, []) for parts in zip(*shares)] == whole
-    assert all(len(by_title(batch)) == 16 for batch in whole)
+def test_the_titles_of_a_minibatch_are_distinct():
+    for batch in HierarchicalSampler(list(range(50, 90)), 64, 4, 16):
+        assert len(by_title(batch)) == 16
 
 
-def test_the_key_of_a_sample_is_seed_epoch_step_and_place_in_the_global_batch():
-    counts = list(range(50, 90))
-    for rank in range(4):
-        batches = HierarchicalSampler(counts, 16, 4, 16, rank, 4, seed=7)
-        batches.set_epoch(2)
-        keys = [key for _, _, key in batches.batch(5)]
-        assert keys == [(7, 2, 5, 16 * rank + i) for i in range(16)]
+def test_the_key_of_a_sample_is_seed_epoch_step_and_place_in_the_minibatch():
+    batches = HierarchicalSampler(list(range(50, 90)), 64, 4, 16, seed=7)
+    batches.set_epoch(2)
+    keys = [key for _, _, key in batches.batch(5)]
+    assert keys == [(7, 2, 5, place) for place in range(64)]
 
 
 def test_an_epoch_of_the_papers_collections_has_the_steps_of_its_280k_iterations():
@@ -235,7 +234,7 @@ def test_an_epoch_of_the_papers_collections_has_the_steps_of_its_280k_iterations
     for name, lengths, epochs in (("Movie", movie, 20), ("Movie + TV", movie + tv, 10)):
         # Whole snippets, whose sum is that of the average lengths.
         counts = np.diff(np.cumsum([0, *lengths]).round().astype(int))
-        steps[name] = epochs * len(HierarchicalSampler(counts, 64, k=16, world_size=8))
+        steps[name] = epochs * len(HierarchicalSampler(counts, 512, k=16))
     assert steps == {"Movie": 276_840, "Movie + TV": 279_930}
 
 
@@ -244,14 +243,6 @@ def test_too_few_titles_are_repeated_evenly_without_repeating_a_snippet():
         assert len(set(pairs(batch))) == 32
         sizes = [len(snippets) for snippets in by_title(batch).values()]
         assert sorted(sizes) == [8, 12, 12]
-
-
-def test_ranks_do_not_repeat_a_snippet_of_a_title_they_share():
-    samples = []
-    for rank in range(2):
-        batches = HierarchicalSampler([40, 40], 16, 4, rank=rank, world_size=2)
-        samples += pairs(batches.batch(0))
-    assert len(set(samples)) == 32
 
 
 def test_no_two_draws_share_their_numbers():
@@ -303,7 +294,7 @@ def test_short_titles_are_never_drawn():
 def test_ten_million_titles_need_the_list_of_their_counts():
     counts = np.random.default_rng(0).integers(1000, 3000, 10_000_000)
     tracemalloc.start()
-    batches = HierarchicalSampler(counts, 64, 16, world_size=8)
+    batches = HierarchicalSampler(counts, 512, 16)
     batches.batch(0)
     batches.batch(len(batches) - 1)
     _, peak = tracemalloc.get_traced_memory()
@@ -353,7 +344,6 @@ def test_scenes_are_drawn_by_their_length():
         dict(k=0),
         dict(k=4, w=3),
         dict(k=16),
-        dict(rank=1),
         dict(scenes=[[3, 4], [8]]),
         dict(w=4, scenes=[[4, 6], [12]]),
         dict(batch_size=0),
@@ -401,12 +391,9 @@ def test_a_shuffled_batch_draws_titles_by_their_length():
     assert sum(n == 50 for n, _ in pairs_of(uniform)) < 50
 
 
-def test_ranks_share_out_one_shuffled_batch():
-    counts = [30, 40, 50]
-    whole = list(IidSampler(counts, batch_size=24))
-    ranks = [list(IidSampler(counts, 6, rank, world_size=4)) for rank in range(4)]
-    assert [sum(shares, []) for shares in zip(*ranks)] == whole
-    keys = [key for batch in whole for *_, key in batch]
+def test_the_key_of_a_shuffled_sample_is_its_place_too():
+    batches = list(IidSampler([30, 40, 50], batch_size=24))
+    keys = [key for batch in batches for *_, key in batch]
     assert keys == [(0, 0, step, place) for step in range(5) for place in range(24)]
 
 
@@ -918,23 +905,6 @@ def arguments(toy, out, *more):
     return pretrain.parse_args(pretraining_flags(toy, out, *more))
 
 
-def assert_equal(a, b):
-    """Two entries of checkpoints are the same, down to their types and to the last bit."""
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b):
-            assert_equal(x, y)
-    else:
-        assert a == b
-
-
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Half a second each: only those of `run`, and of a script, are looked at."""
@@ -973,6 +943,7 @@ ANOTHER_RUN = """
     --w 64
     --w scene
     --batch-size 64
+    --share 32
     --gather
     --tau 0.07
     --jitter 1
@@ -997,7 +968,15 @@ ANOTHER_RUN = """
     --toy --data datasets/movies
 """
 # What may differ when a run is resumed.
-SAME_RUN = ["--workers 1", "--save-every 7", "--max-bad 0.5", "--measure-every 2"]
+SAME_RUN = """
+    --workers 1
+    --compile
+    --save-minutes 7
+    --keep
+    --max-bad 0.5
+    --measure-every 2
+    --share 64
+"""
 
 
 def test_the_default_folder_differs_for_any_flag_that_makes_another_run():
@@ -1005,10 +984,11 @@ def test_the_default_folder_differs_for_any_flag_that_makes_another_run():
     folders = [pretrain.parse_args(command.split()).out for command in commands]
     assert len(set(folders)) == len(folders)
     assert all(Path(folder).parent == Path("runs") for folder in folders)
-    for command in SAME_RUN:
+    same = [line.strip() for line in SAME_RUN.strip().splitlines()]
+    for command in same:
         assert pretrain.parse_args(command.split()).out == folders[0]
     # No flag is forgotten here.
-    tried = {command.split()[0] for command in [*commands[1:], *SAME_RUN]}
+    tried = {command.split()[0] for command in [*commands[1:], *same]}
     flags = {f"--{name.replace('_', '-')}" for name in vars(pretrain.parse_args([]))}
     assert tried == flags - {"--out"}
 
@@ -1145,8 +1125,8 @@ def test_with_title_episode_each_file_is_a_title_and_a_show_is_held_out_whole(
     # x 4 snippets, 8 pairs match, 2 x 4 x 3 are of one show, and 2 x 4 x 4 of two.
     printed = capsys.readouterr().out
     assert "pairs {'match': 8, 'same': 24, 'other': 32}" in printed
-    own = pretrain.own_negatives(batches, [n // 3 for n in range(9)])
-    assert "6.00 of them in its process and of its own title, " in printed
+    own = pretrain.own_negatives(batches, [n // 3 for n in range(9)], share=16)
+    assert "6.00 of them of its own title, " in printed
     assert f"{own:.2f} of its own show" in printed and own > 6
     assert "passes over shows" in printed and "over films" not in printed
 
@@ -1189,7 +1169,9 @@ def test_a_run_reports_the_negatives_of_its_title_and_the_passes_over_films_and_
     args = arguments(toy, run)
     train, _ = Titles(toy / "films", TINY).split(args.held_out, args.seed)
     batches = HierarchicalSampler(train.counts, 16, 4)
-    assert pretrain.own_negatives(batches, range(6)) == 2 * 4 - 2
+    assert pretrain.own_negatives(batches, range(6), share=16) == 2 * 4 - 2
+    # Contrasted two by two, a snippet has another of its title with it, and no other negative.
+    assert pretrain.own_negatives(batches, range(6), share=2) == 2
     assert pretrain.describe_passes(args, train, batches) == "1.00 passes over films"
     # A short show and five long films, drawn alike: each gives a sixth of 9 batches of 16.
     path, start, _ = train.parts[0][0]
@@ -1207,7 +1189,9 @@ def test_a_run_reports_the_negatives_of_its_title_and_the_passes_over_films_and_
     lengths = np.array(train.counts)
     chance = (lengths * (lengths - 1)).sum() / (lengths.sum() * (lengths.sum() - 1))
     shuffled = IidSampler([n * 50 for n in train.counts], 16)
-    assert pretrain.own_negatives(shuffled, range(6)) == pytest.approx(2 * 15 * chance, rel=0.3)
+    assert pretrain.own_negatives(shuffled, range(6), share=16) == pytest.approx(
+        2 * 15 * chance, rel=0.3
+    )
 
 
 def test_held_out_titles_are_measured_evenly_central_clean_and_in_testing_mode(run, toy):
@@ -1249,8 +1233,9 @@ def test_a_held_out_title_that_is_lost_does_not_end_the_run(toy, tmp_path, capsy
         shutil.copy(toy / "films" / name, films)
     held_out = Titles(films, TINY)
     (films / "film001.mp4").unlink()
-    processes, run = Processes(), Run(tmp_path / "run", rank=0, settings={})
+    processes = Processes()
     processes.start()
+    run = Run(tmp_path / "run", processes, settings={})
     run.begin()
     pretrain.measure_held_out(
         run,
@@ -1300,14 +1285,20 @@ def stop_after(steps, monkeypatch):
     monkeypatch.setattr(pretrain, "nce_loss", limited)
 
 
+def save_after(steps, monkeypatch):
+    """Let a checkpoint be due after this step, and after no other."""
+    monkeypatch.setattr(Run, "save_is_due", lambda run, _: run.rows[-1]["step"] == steps)
+
+
 @pytest.mark.parametrize("stop", [2, 5])
 def test_an_interrupted_run_resumes_to_the_same_weights(run, toy, tmp_path, monkeypatch, stop):
     """Also: the number of reading processes changes nothing."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_after(stop + 1, patch)  # a step past the checkpoint, which must be forgotten
+        save_after(stop, patch)
         with pytest.raises(Stop):
-            pretrain.main(arguments(toy, out, "--save-every", stop, "--workers", 0))
+            pretrain.main(arguments(toy, out, "--workers", 0))
     assert load_checkpoint(out)["progress"]["step"] == stop
     assert len(read_log(out)) == stop + 1
     with (out / "log.jsonl").open("a") as log:
@@ -1320,18 +1311,30 @@ def test_an_interrupted_run_resumes_to_the_same_weights(run, toy, tmp_path, monk
         assert_equal(resumed[name], whole[name])
 
 
-def test_save_every_counts_all_steps(toy, tmp_path, monkeypatch):
-    """As the log does: an epoch of nine steps does not start the count again."""
+def saved_steps(toy, out, monkeypatch, *flags):
+    """The steps after which a run of nine steps saves a checkpoint."""
     saved, save = [], torch.save
 
     def noted(state, path):
-        saved.append(state["progress"]["step"])
+        if "optimizer" in state:
+            saved.append(state["progress"]["step"])
         save(state, path)
 
-    monkeypatch.setattr(torch, "save", noted)
-    pretrain.main(arguments(toy, tmp_path / "run", "--epochs", 2, "--save-every", 4))
-    assert {4, 8, 12, 16, 18} <= set(saved)
-    assert set(saved) <= {0, 4, 8, 9, 12, 16, 18}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", noted)
+        pretrain.main(arguments(toy, out, *flags))
+    return saved
+
+
+def test_a_checkpoint_is_written_every_few_minutes_and_after_each_epoch(toy, tmp_path, monkeypatch):
+    always = saved_steps(toy, tmp_path / "always", monkeypatch, "--save-minutes", 0)
+    assert always == list(range(10))
+    # A clock on which a minute passes whenever it is asked: after each step, and after saving.
+    minutes = itertools.count(0, 60)
+    clock = types.SimpleNamespace(monotonic=lambda: next(minutes))
+    monkeypatch.setattr(harness.run, "time", clock)
+    some = saved_steps(toy, tmp_path / "some", monkeypatch, "--save-minutes", 7, "--epochs", 2)
+    assert some[0] == 0 and {9, 18} < set(some) and len(some) < 8
 
 
 def test_an_old_checkpoint_that_lacks_arguments_resumes_with_the_meaning_of_before(
@@ -1340,13 +1343,15 @@ def test_an_old_checkpoint_that_lacks_arguments_resumes_with_the_meaning_of_befo
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         stop_after(4, patch)
+        save_after(3, patch)
         with pytest.raises(Stop):
-            pretrain.main(arguments(toy, out, "--save-every", 3))
+            pretrain.main(arguments(toy, out))
     checkpoint = load_checkpoint(out)
     del checkpoint["networks"]
     del checkpoint["progress"]["counts"]
-    del checkpoint["progress"]["bad"]
-    for name in ("language", "max_bad"):
+    for name in ("bad", "skipped"):
+        del checkpoint["progress"][name]
+    for name in ("language", "max_bad", "share"):
         del checkpoint["args"][name]
     checkpoint["args"]["compare"] = None  # an argument that is gone
     torch.save(checkpoint, out / "checkpoint.pt")
@@ -1398,18 +1403,49 @@ def spoil_gradient(z_v):
 
 
 @pytest.mark.parametrize("spoil", [spoil_loss, spoil_gradient])
-def test_a_loss_that_is_not_finite_stops_before_the_weights(toy, tmp_path, monkeypatch, spoil):
-    calls = itertools.count(1)
+def test_a_step_that_is_not_finite_is_skipped(toy, tmp_path, monkeypatch, spoil):
+    """Neither weights, nor running statistics, nor Adam's moments get it, and it is counted."""
+    calls, states = itertools.count(1), []
 
     def spoiled(z_v, z_a, tau):
         value = loss.nce_loss(z_v, z_a, tau)
         return value + spoil(z_v) if next(calls) == 3 else value
 
+    def noted(run, state):
+        states.append(copy.deepcopy(state))
+
     monkeypatch.setattr(pretrain, "nce_loss", spoiled)
-    with pytest.raises(BadInput, match="is sound"):
-        pretrain.main(arguments(toy, tmp_path / "run", "--save-every", 1))
-    kept = load_checkpoint(tmp_path / "run")
-    assert kept["progress"]["step"] == 2
+    monkeypatch.setattr(Run, "save", noted)
+    out = tmp_path / "run"
+    pretrain.main(arguments(toy, out, "--save-minutes", 0))
+    before, skipped, after = states[2:5]  # after two steps, three and four
+    for name in NETWORKS:
+        assert_equal(before[name], skipped[name])
+    assert_equal(before["optimizer"]["state"], skipped["optimizer"]["state"])
+    with pytest.raises(AssertionError):
+        assert_equal(skipped["video"], after["video"])
+    progress = states[-1]["progress"]
+    assert (progress["skipped"], progress["snippets"], progress["step"]) == (1, 8 * 16, 9)
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    [row] = [row for row in rows if "not_finite" in row]
+    assert row["step"] == 3 and "loss" not in row and row["skipped"] == 1
+    assert len(read_log(out)) == 8 and all(np.isfinite(read_log(out)))
+
+
+def test_ten_steps_in_a_row_that_are_not_finite_end_a_run(toy, tmp_path, monkeypatch, capsys):
+    calls = itertools.count(1)
+
+    def spoiled(z_v, z_a, tau):
+        value = loss.nce_loss(z_v, z_a, tau)
+        return value * float("inf") if 3 <= next(calls) != 6 else value
+
+    monkeypatch.setattr(pretrain, "nce_loss", spoiled)
+    out = tmp_path / "run"
+    with pytest.raises(BadInput, match="10 steps in a row .* is sound"):
+        pretrain.main(arguments(toy, out, "--epochs", 2))
+    kept = load_checkpoint(out)
+    assert kept["progress"]["step"] == 16  # three are skipped, the sixth is trained, ten more
+    assert kept["progress"]["skipped"] == 13 and kept["progress"]["snippets"] == 3 * 16
     assert all(weight.isfinite().all() for weight in kept["video"].values())
 
 
@@ -1448,12 +1484,11 @@ def first_step(toy, args, gather):
     middles = [titles.read(n, titles.counts[n] // 2)[1] for n in range(len(titles))]
     audio_front.measure(torch.from_numpy(np.stack(middles)))
     z_v, z_a, losses = [], [], []
-    for rank in range(2):
-        batches = HierarchicalSampler(
-            titles.counts, 8, args.k, args.w, rank=rank, world_size=2, seed=args.seed
-        )
-        batch = data.collate([titles[sample] for sample in batches.batch(0)])
-        key = (args.seed, 0, 0, rank)
+    samples = HierarchicalSampler(titles.counts, 16, args.k, args.w, args.seed).batch(0)
+    for share in range(2):
+        of_share = samples[8 * share : 8 * share + 8]
+        batch = data.collate([titles[sample] for sample in of_share])
+        key = (args.seed, 0, 0, share)
         v, a = model(video_front(batch["video"], key), audio_front(batch["waveform"], key))
         z_v.append(v)
         z_a.append(a)
@@ -1467,15 +1502,21 @@ def first_step(toy, args, gather):
     return total.item(), norm.item()
 
 
-@pytest.mark.parametrize("gather", [False, True])
-def test_two_processes_are_one_that_takes_their_shares_in_turn(toy, tmp_path, gather):
-    """The mean of the two losses and gradients; with --gather, those of the whole batch."""
+def test_the_loss_and_the_gradient_of_a_step_are_the_means_of_its_shares(toy, tmp_path):
+    out = tmp_path / "one"
+    flags = pretraining_flags(toy, out, "--tau", 0.3, "--jitter", 0.4, "--share", 8)
+    args = pretrain.parse_args(flags)
+    pretrain.main(args)
+    expected, norm = first_step(toy, args, gather=False)
+    assert read_log(out)[0] == pytest.approx(expected, rel=1e-5)
+    assert read_log(out, "grad_norm")[0] == pytest.approx(norm, rel=1e-4)
+
+
+def test_gather_contrasts_the_whole_batch_of_two_processes(toy, tmp_path):
     out = tmp_path / "two"
-    flags = pretraining_flags(toy, out, "--tau", 0.3, "--jitter", 0.4)
-    if gather:
-        flags.append("--gather")
+    flags = pretraining_flags(toy, out, "--tau", 0.3, "--jitter", 0.4, "--share", 8, "--gather")
     torchrun("pretrain.py", *flags)
-    expected, norm = first_step(toy, pretrain.parse_args(flags), gather)
+    expected, norm = first_step(toy, pretrain.parse_args(flags), gather=True)
     assert len(read_log(out)) == 9
     assert read_log(out, "counts")[0] == {"match": 8, "same": 24, "other": 32}
     assert read_log(out)[0] == pytest.approx(expected, rel=1e-5)
@@ -1491,7 +1532,14 @@ def test_what_pretraining_refuses(toy, run, tmp_path, monkeypatch):
         return refused("pretrain.py", *flags, *argv)
 
     error = refusal("--k", 5, "--w", 5)
-    assert "--k 5: must be a divisor of the batch of a process, 16" in error
+    assert "--k 5: must be a divisor of --share, 16, which is contrasted together" in error
+    assert "--share 5: must be 2 or more, and a divisor of --batch-size, 16" in refusal(
+        "--share", 5
+    )
+    assert "--share 1: must be 2 or more" in refusal("--share", 1, "--k", 1)
+    assert "--share 32: must be" in refusal("--share", 32)
+    error = refusal("--share", 8, "--gather")
+    assert "--gather True: must be left out" in error and "none can wait for its turn" in error
     assert "--w 3: must be scene, or --k (4) or more" in refusal("--w", 3)
     assert "--w: x: must be scene, or a number" in refusal("--w", "x")
     assert "none: no such folder" in refusal("--data", tmp_path / "none")
@@ -1508,30 +1556,18 @@ def test_what_pretraining_refuses(toy, run, tmp_path, monkeypatch):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "checkpoint.pt").write_bytes(pickle.dumps(os.getcwd))
-    assert "not a checkpoint" in refusal("--out", broken)
+    assert "no checkpoint of ours in it (checkpoint.pt: " in refusal("--out", broken)
     (broken / "checkpoint.pt").rename(broken / "last.pt")
     assert "holds last.pt" in refusal("--out", broken)
     (tmp_path / "file").write_text("mine")
     assert "File exists" in refusal("--out", tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "processes 1 and not 2" in refusal("--out", run, "--epochs", 1)
     monkeypatch.setenv("WORLD_SIZE", "3")
-    error = refusal()
-    assert "--batch-size 16: must be a multiple of the number of processes, 3" in error
+    error = refusal("--share", 8)
+    assert "--batch-size 16: must be 8 for each process or a multiple" in error
     # Nothing was left behind.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "empty", "file"]
-
-
-def test_a_batch_of_one_sample_a_process_is_refused_by_the_rule_that_it_breaks(
-    toy, tmp_path, monkeypatch
-):
-    """Eight is a multiple of eight: the rule is that each process needs two, for a negative."""
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    flags = pretraining_flags(toy, tmp_path / "new", "--k", 1, "--batch-size", 8)
-    error = refused("pretrain.py", *flags)
-    assert "--batch-size 8: must be" in error and "2 or more for each" in error
 
 
 # --------------------------------------------------------------------------------------------
@@ -1607,7 +1643,7 @@ def fine_tuning_arguments(toy, out, task, *more):
 
 def expected_inputs(train, args, front_end):
     """What each step should give to the network: its own clips, augmented by its own key."""
-    for batch in finetune.training_batches(len(train), args, 0, 0, 1):
+    for batch in finetune.own_shares(len(train), 0, args, Processes()):
         clips = torch.stack([train[item][0] for item in batch])
         labels = torch.tensor([train.items[i][1] for i, _ in batch])
         seed, epoch, step, _ = batch[0][1]
@@ -1700,23 +1736,33 @@ def test_an_answer_is_the_mean_of_the_views_softmax():
     assert counts.tolist() == [[1, 1], [0, 0]]
 
 
+def process(rank, world_size):
+    """One of several processes, as torchrun would start it."""
+    processes = Processes()
+    processes.rank, processes.world_size = rank, world_size
+    return processes
+
+
 def test_processes_share_out_the_batches_of_fine_tuning():
-    args = finetune.parse_args("--task toy-sound --epochs 2 --batch-size 8".split())
+    flags = "--task toy-sound --epochs 2 --batch-size 8 --share 2"
+    args = finetune.parse_args(flags.split())
 
-    def batches(start=0, rank=0, world_size=1):
-        return list(finetune.training_batches(30, args, start, rank, world_size))
+    def shares_of(rank, world_size, start=0):
+        return list(finetune.own_shares(30, start, args, process(rank, world_size)))
 
-    whole = batches()
-    shares = zip(batches(rank=0, world_size=2), batches(rank=1, world_size=2))
-    assert [a + b for a, b in shares] == whole
-    assert whole[3:] == batches(start=1) and len(whole) == 2 * 3
-    first = [i for batch in whole[:3] for i, _ in batch]
-    second = [i for batch in whole[3:] for i, _ in batch]
-    assert len(set(first)) == len(set(second)) == 24
-    assert first != second
-    keys = [[key for _, key in batch] for batch in whole]
-    for i, (epoch, step) in enumerate(itertools.product(range(2), range(3))):
-        assert keys[i] == [(0, epoch, step, place) for place in range(8)]
+    whole = shares_of(0, 1)
+    assert len(whole) == 2 * 3 * 4 and all(len(share) == 2 for share in whole)
+    first, second = shares_of(0, 2), shares_of(1, 2)
+    for step in range(6):
+        own = slice(2 * step, 2 * step + 2)
+        assert first[own] + second[own] == whole[4 * step : 4 * step + 4]
+    assert shares_of(0, 1, start=2) == whole[2 * 4 :]
+    files = [[i for share in whole[12 * epoch :][:12] for i, _ in share] for epoch in range(2)]
+    assert len(set(files[0])) == len(set(files[1])) == 24
+    assert files[0] != files[1]
+    keys = [key for share in whole for _, key in share]
+    expected = itertools.product([0], range(2), range(3), range(8))
+    assert keys == list(expected)
 
 
 def test_a_frozen_network_does_not_move(run, toy, tmp_path):
@@ -1729,15 +1775,6 @@ def test_a_frozen_network_does_not_move(run, toy, tmp_path):
     pretrained = load_checkpoint(run)["audio"]
     assert all(torch.equal(kept[name], pretrained[name]) for name in pretrained)
     assert "fc.weight" in kept
-
-
-def test_two_processes_fine_tune_and_count_as_one(toy, tmp_path):
-    out = tmp_path / "two"
-    flags = "--width 8 --epochs 1 --warmup 0 --batch-size 20 --workers 0".split()
-    argv = ["--task", "toy-sound", "--data", toy / "sound", "--out", out, *flags]
-    torchrun("finetune.py", *argv)
-    result = json.loads((out / "result.json").read_text())
-    assert result["tests_of_split"] == {"1": 20} and len(result["accuracy_of_split"]) == 1
 
 
 def test_an_interrupted_fine_tuning_resumes_to_the_same_weights(toy, tmp_path, monkeypatch):

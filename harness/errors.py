@@ -11,6 +11,10 @@ class BadInput(ValueError):
     """Something that the user can fix. The message is the one line to print."""
 
 
+class Stopped(Exception):
+    """A run has stopped as it was asked to, and is saved. The message says where."""
+
+
 def refuse(message):
     """Raise BadInput: assigned to `parser.error`, it ends a wrong flag like other wrong input."""
     raise BadInput(message)
@@ -62,6 +66,10 @@ def one_line_errors(script, interrupted, fixable=(BadInput, OSError), hints=None
             time.sleep(10)
         print(f"{script}: error: {printable(message)}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{script}: {printable(stop)}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(f"{script}: interrupted; {interrupted}")
 

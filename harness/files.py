@@ -12,16 +12,19 @@ from harness.errors import BadInput
 LOCKS = []  # open files, so that each lock lives as long as this process
 
 
-def atomic_write(path, write, mark="tmp"):
+def atomic_write(path, write, mark="tmp", keep=None):
     """Call `write(temporary path)`, then rename: a reader finds the old file or the new, whole.
 
     mark  makes the temporary file's name unique where several processes write the same file
+    keep  the path that the old file gets, if it is to be kept
     """
     temporary = path.with_name(f".{path.name}.{mark}")
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -101,11 +101,14 @@ def refused(name, *argv):
     return lines[0].removeprefix(prefix)
 
 
-def torchrun(script, *argv):
-    """Run a script in two gloo processes on this machine."""
+def torchrun(script, *argv, options=()):
+    """Run a script in two gloo processes on this machine. options  torchrun's own."""
+    # Without this, restarted processes sometimes read the addresses of those before them.
+    variables = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(ROOT / script), *map(str, argv)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    command += [*options, str(ROOT / script), *map(str, argv)]
+    pipes = dict(capture_output=True, text=True, env=variables)
+    done = subprocess.run(command, **pipes, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -169,6 +172,23 @@ def shows(tmp_path_factory):
     status, _, errors = run_script("media", "toy", root, *flags)
     assert not status, errors
     return root
+
+
+def assert_equal(a, b):
+    """Two entries of checkpoints are the same, down to their types and to the last bit."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_equal(x, y)
+    else:
+        assert a == b
 
 
 @pytest.fixture(scope="session")

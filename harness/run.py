@@ -1,9 +1,14 @@
-"""A run: the processes it runs on, its folder, log and checkpoint, and how it resumes."""
+"""A run: the processes it runs on, its folder, log and checkpoint, and how it stops and resumes."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
+import sys
+import threading
+import time
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +17,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from harness.errors import BadInput, printable
+from harness.errors import BadInput, Stopped, printable
 from harness.files import atomic_write, lock_folder
 
 # -------------------------------------------------------------------------------------------------
@@ -21,7 +26,7 @@ from harness.files import atomic_write, lock_folder
 
 
 class Processes:
-    """The processes that torchrun has started, as one of them sees them.
+    """The processes that torchrun has started, on one node or several, as one of them sees them.
 
     gpu_precision       "bf16" or "fp32", in which networks run on a GPU
     rank, world_size    which of how many processes this is; 0 of 1 without torchrun
@@ -39,19 +44,41 @@ class Processes:
     def start(self):
         """Take a device and connect the processes. Raises BadInput for more processes than GPUs."""
         self.device = torch.device("cpu")
+        backend = {"backend": "gloo"}
         if torch.cuda.is_available():
-            gpus = torch.cuda.device_count()
-            if self.local_rank >= gpus:
-                raise BadInput(f"there are more processes than GPUs: start {gpus}, one for each")
-            self.device = torch.device("cuda", self.local_rank)
+            self.device = torch.device("cuda", self.choose_gpu(torch.cuda.device_count()))
             torch.cuda.set_device(self.device)
             # PyTorch's own default rounds what a convolution multiplies to TF32.
             torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
+            backend = {"backend": "nccl", "device_id": self.device}
         if self.world_size > 1:
             if not dist.is_initialized():
-                dist.init_process_group("nccl" if self.on_gpu else "gloo")
+                dist.init_process_group(**backend, timeout=timedelta(hours=1))
             # Rank 0 may work for hours while the others wait, as on the scenes of a collection.
             self.slow_group = dist.new_group(backend="gloo", timeout=timedelta(days=7))
+            self.warn_of_restarts()
+
+    def warn_of_restarts(self):
+        """Report that torchrun may not be able to restart: its store still has old addresses."""
+        restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+        shares_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        if restarts and shares_store:
+            self.report(
+                "warning   restarted processes may fail to connect; set "
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun"
+            )
+
+    def choose_gpu(self, gpus):
+        """The index of this process's GPU, of those that it sees.
+
+        torchrun shows all GPUs of a node to each process; `srun --gpus-per-task=1` shows one.
+        """
+        under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+        if gpus == 1 and not under_torchrun:
+            return 0
+        if self.local_rank >= gpus:
+            raise BadInput(f"there are more processes than GPUs: start {gpus}, one for each")
+        return self.local_rank
 
     @property
     def on_gpu(self):
@@ -65,10 +92,50 @@ class Processes:
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+    def check_gpu(self, share, largest_map):
+        """Refuse, or warn of, what is known to go wrong on a GPU.
+
+        share        samples that go through the networks together
+        largest_map  elements of the largest map of one of them
+
+        Raises BadInput for a share whose map is too large for PyTorch's kernels.
+        """
+        if not self.on_gpu:
+            return
+        most = (2**31 - 1) // largest_map
+        if share > most:
+            raise BadInput(
+                f"--share {share}: its largest map has more than 2^31 elements, to which GPU "
+                f"kernels count; take {most} or less"
+            )
+        if self.precision == "bf16" and 2 * share * largest_map > 2**31:
+            self.report(f"warning   --share {share} has maps above 2 GiB, which may be slow")
+        cudnn = torch.backends.cudnn.version() or 0
+        if self.precision == "bf16" and cudnn < 91500:
+            self.report(
+                f"warning   cuDNN {cudnn} has slow or wrong bf16 3-D convolutions: update it"
+            )
+
+    def own(self, number):
+        """Of 0 .. number - 1, those of this process: neighbours, as many as any other has."""
+        each = number // self.world_size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    def accumulate(self, parallel, is_last):
+        """A context for one of the backward passes of a step, whose gradients add up.
+
+        parallel  the model, in DistributedDataParallel where there are several processes
+        is_last   whether this pass is the last: in it the processes average their gradients
+        """
+        if self.world_size == 1 or is_last:
+            return contextlib.nullcontext()
+        return parallel.no_sync()
+
     def report(self, *words):
         """Print a line, once for all ranks, above any progress bar."""
         if self.rank == 0:
             tqdm.write(printable(" ".join(map(str, words))))
+            sys.stdout.flush()
 
     def on_rank_0(self, work):
         """Return work(), computed by rank 0 and sent to all; all ranks raise its BadInput."""
@@ -92,19 +159,25 @@ class Processes:
         if self.world_size == 1:
             return own
         lists = [None] * self.world_size if self.rank == 0 else None
-        dist.gather_object(own, lists)
+        dist.gather_object(own, lists, group=self.slow_group)
         return sum(lists or [], [])
 
     def sum_over_ranks(self, *values):
-        """The sums of these numbers over all ranks: scalar fp32 tensors on the device."""
-        totals = [torch.as_tensor(x, dtype=torch.float32, device=self.device) for x in values]
-        totals = torch.stack(totals)
+        """The sums of these over all ranks, as floats: numbers, and scalar tensors on the device.
+
+        This is the one place in a step where the host waits for the device.
+        """
+        numbers = [0.0 if torch.is_tensor(x) else float(x) for x in values]
+        totals = torch.tensor(numbers, dtype=torch.float32).to(self.device, non_blocking=True)
+        for i, x in enumerate(values):
+            if torch.is_tensor(x):
+                totals[i] = x
         if self.world_size > 1:
             dist.all_reduce(totals)
-        return totals.unbind()
+        return totals.tolist()
 
     def share_buffers(self, model):
-        """Send the running BatchNorm statistics of rank 0 to all: each rank has kept its own."""
+        """Send the running BatchNorm statistics of rank 0 to all: the others keep none."""
         if self.world_size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
@@ -120,6 +193,122 @@ class Processes:
 
 
 # -------------------------------------------------------------------------------------------------
+# Stopping
+# -------------------------------------------------------------------------------------------------
+
+
+class StopSignals:
+    """Within this context, Ctrl-C and SIGTERM are noted instead of obeyed.
+
+    Slurm and torchrun send SIGTERM 30 s before they kill, which is time to save.
+
+    received  the name of the first signal, or None
+    """
+
+    AGAIN = 5  # seconds: torchrun repeats a signal at once; one after this is of a user who insists
+
+    def __init__(self):
+        self.received = None
+        self.time = None
+        self.handlers = {}
+
+    def __enter__(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.handlers[number] = signal.signal(number, self.note)
+        return self
+        return self
+
+    def note(self, number, _):
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self.time = signal.Signals(number).name, now
+        elif now > self.time + self.AGAIN:
+            self.__exit__()
+            signal.raise_signal(number)
+
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+
+def obey_parent_only(_):
+    """For the reading processes of a DataLoader: only the training process decides when to stop.
+
+    Ctrl-C and SIGTERM often go to all processes of a run. From its parent a reading process has
+    to take SIGTERM, or the parent would wait for it for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=wait_for_parent, daemon=True).start()
+
+
+def wait_for_parent():
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+SKIPS = 10  # steps in a row whose loss or gradient is not finite end a run
+
+
+def reason_to_end(stop, skipped_in_a_row, signals, run, step, total_steps):
+    """The exception that ends a run after this step, which is to be saved first, or None.
+
+    stop  whether any process was told to stop
+    """
+    if stop and step < total_steps:
+        name = signals.received or "a signal to another process"
+        return Stopped(
+            f"stopped by {name}, after step {step} of {total_steps}, which is saved; the same "
+            "command resumes from there"
+        )
+    if skipped_in_a_row == SKIPS:
+        return BadInput(
+            f"{SKIPS} steps in a row had a loss or a gradient that is not finite; the weights did "
+            f"not get them, and {run.checkpoint_path} is sound. Try a lower --lr, with another "
+            "--out"
+        )
+    return None
+
+
+# -------------------------------------------------------------------------------------------------
+# Progress
+# -------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """How far a run is: a bar on a terminal, elsewhere a line a minute.
+
+    start, total  the steps that are trained already, and those of the whole run
+    """
+
+    def __init__(self, processes, start, total):
+        self.processes = processes
+        self.start, self.step, self.total = start, start, total
+        self.on_terminal = sys.stderr.isatty()
+        self.began = time.monotonic()
+        self.next_line = self.began + 60
+        hidden = processes.rank > 0 or not self.on_terminal
+        self.bar = tqdm(initial=start, total=total, disable=hidden, unit="step", mininterval=1)
+
+    def update(self, text):
+        """One more step is done. `text` is shown beside the number of steps."""
+        self.step += 1
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+        now = time.monotonic()
+        if not self.on_terminal and now > self.next_line:
+            self.next_line = now + 60
+            hours = (now - self.began) / 3600 * (self.total - self.step) / (self.step - self.start)
+            self.processes.report(
+                f"step {self.step:>6} of {self.total}, {hours:.2f} h to go: {text}"
+            )
+
+    def close(self):
+        self.bar.close()
+
+
+# -------------------------------------------------------------------------------------------------
 # The folder of a run
 # -------------------------------------------------------------------------------------------------
 
@@ -127,11 +316,15 @@ class Processes:
 class Run:
     """The folder of a run: a checkpoint, log.jsonl, and result.json once the run is finished.
 
+    Rank 0 alone looks into the folder and writes there, and all ranks get what it has found: on
+    another node the folder may be missing. So the processes have to be started.
+
     out          the folder
-    rank         only rank 0 writes
+    processes    the Processes of this run
     settings     the arguments, plain values, which the checkpoint keeps under "args"
     may_change   names of settings that may differ when the run is resumed
-    before       {name: value} of settings that older checkpoints lack, as it was at their time
+    before       a function of the arguments of an older checkpoint: {name: value} of those that it
+                 lacks, as they were at its time
     file         the name of the checkpoint
     foreign      glob of files of other scripts: a folder that has one and no checkpoint is theirs
 
@@ -142,7 +335,7 @@ class Run:
     def __init__(
         self,
         out,
-        rank,
+        processes,
         settings,
         may_change=(),
         before=None,
@@ -150,39 +343,51 @@ class Run:
         foreign="last.pt",
     ):
         self.out = Path(out)
-        self.rank = rank
+        self.processes = processes
+        self.rank = processes.rank
         self.settings = settings
         self.checkpoint_path = self.out / file
+        self.checkpoint_before = self.out / file.replace(".", "-before.")
+        self.saved = time.monotonic()  # when the last checkpoint was written
+        self.damaged = False  # whether the last checkpoint cannot be read
         self.rows = []
         self.log_file = None
-        self.checkpoint = None
-        if self.checkpoint_path.exists():
-            self.checkpoint = self.load()
-            self.compare_settings(may_change, before or {})
-        else:
-            found = sorted(path.name for path in self.out.glob(foreign) if path.name[0] != ".")
-            if found:
-                raise BadInput(
-                    f"--out {out}: holds {found[0]} but no {file}, so it is of something else; "
-                    "name another folder"
-                )
 
-    def load(self):
-        try:
-            checkpoint = load_plain(self.checkpoint_path)
-            if "settings" in checkpoint:  # their name in older fine-tunings
-                checkpoint["args"] = checkpoint.pop("settings")
-            if "args" not in checkpoint:
-                raise BadInput("it names no arguments")
-        except BadInput as error:
+        def find():
+            return self.find_checkpoint(may_change, before, foreign)
+
+        self.checkpoint = processes.on_rank_0(find)
+
+    def find_checkpoint(self, may_change, before, foreign):
+        paths = [self.checkpoint_path, self.checkpoint_before]
+        problems = []
+        for path in filter(Path.exists, paths):
+            try:
+                checkpoint = load_checkpoint(path)
+            except BadInput as error:
+                problems.append(f"{path.name}: {error}")
+                continue
+            self.compare_settings(checkpoint["args"], may_change, before)
+            for problem in problems:
+                self.damaged = True
+                self.processes.report(f"{self.out}: {problem}; resuming from {path.name}")
+            return checkpoint
+        if problems:
             raise BadInput(
-                f"--out {self.out}: its {self.checkpoint_path.name} is not a checkpoint of ours "
-                f"({error}); name another folder"
-            ) from error
-        return checkpoint
+                f"--out {self.out}: no checkpoint of ours in it ({'; '.join(problems)}); name "
+                "another folder"
+            )
+        found = sorted(path.name for path in self.out.glob(foreign) if path.name[0] != ".")
+        if found:
+            raise BadInput(
+                f"--out {self.out}: holds {found[0]} but no {self.checkpoint_path.name}, so it is "
+                "of something else; name another folder"
+            )
+        return None
 
-    def compare_settings(self, may_change, before):
-        then = {**before, **self.checkpoint["args"]}
+    def compare_settings(self, then, may_change, before):
+        if before is not None:
+            then = {**before(then), **then}
         differing = [
             f"{name} {then.get(name)} and not {value}"
             for name, value in self.settings.items()
@@ -197,7 +402,7 @@ class Run:
     def read_log(self, last_step):
         """The rows of log.jsonl up to a step. Steps past the checkpoint will be trained again."""
         path = self.out / "log.jsonl"
-        if not path.exists():
+        if self.rank > 0 or not path.exists():
             return []
         lines = path.read_text().split("\n")[:-1]  # A kill may have cut off the last line.
         rows = [json.loads(line) for line in lines]
@@ -229,18 +434,26 @@ class Run:
             self.log_file.write(json.dumps(row) + "\n")
 
     def log_failures(self, when, failures):
-        """Append a line to bad.txt for each attempt to read a snippet that failed on this rank."""
+        """Append a line to bad.txt for each attempt to read a snippet that failed, on any rank."""
+        failures = self.processes.collect_on_rank_0(failures)
         if failures:
             with open(self.out / "bad.txt", "a", errors="backslashreplace") as file:
                 file.writelines(f"{when}: {failure}\n" for failure in failures)
 
     def save(self, state):
-        """Write a checkpoint of this state. If it is interrupted, the one before stays."""
+        """Write a checkpoint of this state; the one before is kept beside it."""
         if self.rank == 0:
             if self.log_file is not None:
                 os.fsync(self.log_file.fileno())
             state = {**state, "args": self.settings}
-            atomic_write(self.checkpoint_path, lambda path: torch.save(state, path))
+            keep = None if self.damaged else self.checkpoint_before
+            atomic_write(self.checkpoint_path, lambda path: torch.save(state, path), keep=keep)
+            self.damaged = False
+        self.saved = time.monotonic()
+
+    def save_is_due(self, minutes):
+        """Whether the last checkpoint is so old; 0 minutes is at each step."""
+        return time.monotonic() - self.saved >= 60 * minutes
 
     def write(self, name, write_to):
         """Write another file of the folder, whole or not at all: write_to(temporary path)."""
@@ -253,6 +466,16 @@ class Run:
             return
         text = json.dumps({**result, "versions": versions()}) + "\n"
         self.write("result.json", lambda path: path.write_text(text))
+
+
+def load_checkpoint(path):
+    """Load a checkpoint of a run; its arguments are under "args". Raises BadInput."""
+    checkpoint = load_plain(path)
+    if "settings" in checkpoint:  # their name in older fine-tunings
+        checkpoint["args"] = checkpoint.pop("settings")
+    if "args" not in checkpoint:
+        raise BadInput("it names no arguments")
+    return checkpoint
 
 
 def load_plain(path):

@@ -170,20 +170,31 @@ def test_a_folder_is_of_one_run_at_a_time(run, toy, tmp_path):
 # --------------------------------------------------------------------------------------------
 
 
-def test_an_argument_that_an_old_checkpoint_lacks_means_what_it_meant_before(tmp_path):
-    """A run of before `sharpen` existed was not sharpened."""
-    before = {"sharpen": False}
-    Run(tmp_path, 0, {"k": 4}).save({})
+@pytest.fixture
+def alone():
+    """The processes of a run without torchrun."""
+    processes = Processes()
+    processes.start()
+    return processes
+
+
+def test_an_argument_that_an_old_checkpoint_lacks_means_what_it_meant_before(alone, tmp_path):
+    """A run of before `sharpen` existed was not sharpened, unless k was 8."""
+
+    def before(args):
+        return {"sharpen": args["k"] == 8}
+
+    Run(tmp_path, alone, {"k": 4}).save({})
     old = {"k": 4, "sharpen": False}
-    assert Run(tmp_path, 0, old, before=before).checkpoint is not None
+    assert Run(tmp_path, alone, old, before=before).checkpoint is not None
     with pytest.raises(BadInput, match="sharpen False and not True"):
-        Run(tmp_path, 0, {"k": 4, "sharpen": True}, before=before)
+        Run(tmp_path, alone, {"k": 4, "sharpen": True}, before=before)
     with pytest.raises(BadInput, match="k 4 and not 8"):
-        Run(tmp_path, 0, {"k": 8, "sharpen": False}, before=before)
+        Run(tmp_path, alone, {"k": 8, "sharpen": False}, before=before)
 
 
-def test_a_log_is_cut_to_its_checkpoint(tmp_path):
-    first = Run(tmp_path, 0, {})
+def test_a_log_is_cut_to_its_checkpoint(alone, tmp_path):
+    first = Run(tmp_path, alone, {})
     first.begin()
     for step in (1, 2):
         first.log(step=step, loss=1.0)
@@ -191,20 +202,20 @@ def test_a_log_is_cut_to_its_checkpoint(tmp_path):
     first.log(step=3, loss=1.0)
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"step": 4, "lo')  # as a kill in the middle of a line leaves it
-    second = Run(tmp_path, 0, {})
+    second = Run(tmp_path, alone, {})
     second.begin(second.read_log(last_step=2))
     second.log(step=3, loss=2.0)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 1.0), (3, 2.0)]
 
 
-def test_a_log_is_cut_to_nothing_where_nothing_was_logged_before_the_checkpoint(tmp_path):
+def test_a_log_is_cut_to_nothing_where_nothing_was_logged_before_the_checkpoint(alone, tmp_path):
     """As when a run without held-out titles is killed before its second checkpoint."""
-    run = Run(tmp_path, rank=0, settings={})
+    run = Run(tmp_path, alone, settings={})
     run.begin()
     run.save({"step": 0})
     run.log(step=1, loss=2.0)
-    again = Run(tmp_path, rank=0, settings={})
+    again = Run(tmp_path, alone, settings={})
     again.begin(again.read_log(last_step=0))
     again.log(step=1, loss=3.0)
     assert [row["loss"] for row in again.read_log(last_step=9)] == [3.0]

@@ -1,33 +1,53 @@
 """How fast this machine reads snippets and trains.
 
-    python -m lab.bench read datasets/movies    what a snippet costs to read, part by part
-    python -m lab.bench step                    the speed of a training step of the paper's size
-    python -m lab.bench step --batch 64         the same, and whether 64 snippets fit in the GPU
+    python -m lab.bench read datasets/movies        what a snippet costs to read, part by part
+    python -m lab.bench step                        a training step of the paper's size, in a table
+    python -m lab.bench step --share 32 64 128      the same, for steps of these many snippets
+    python -m lab.bench step --variants as-trained compiled+padded
 
 lab/README.md has the figures of the machine that this repository was written on.
 """
 
+import argparse
+import contextlib
 import cProfile
+import dataclasses
+import gc
+import itertools
+import math
+import os
 import pstats
 import resource
+import statistics
 import sys
+import tempfile
 import time
+from functools import partial
+from pathlib import Path
 
 import av
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 
-from data import Titles, collate
+from data import AudioFrontEnd, Titles, VideoFrontEnd, collate
 from harness.errors import BadInput, HelpFormatter, make_parser, one_line_errors, refuse
 from lab.show import check_format
+from loss import nce_loss
 from media.format import Format
+from media.prepare import PREPARED, write_media
 from media.reader import AudioConsumer, Reader, VideoConsumer
-from models import AudioVisualModel
+from models import AudioVisualModel, BatchNorm3d, SpatialConv, TemporalConv
+from sampler import HierarchicalSampler
 
 BATCH = 16  # snippets of a batch of the DataLoader
-PAPER_RATE = 59  # snippets/s of one of the paper's GPUs: 10 epochs of 3,600 films in 42 hours on 8
-MATRIX_SIDE = 4096  # of the square matrices whose product measures the machine
+NODE_RATE = 469  # snippets/s of the paper's 8 GPUs: 10 epochs of 3,600 films in 42 hours (4.1)
+PAPER_RATE = 59  # snippets/s of one of them
+# Of the square matrices whose product measures a machine.
+MATRIX_SIDES = {"cuda": (4096, 8192), "cpu": (2048,)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -132,68 +152,470 @@ def peak_memory():
 
 
 # --------------------------------------------------------------------------------------------------
-# A training step
+# A training step, and what can be changed in it
+# --------------------------------------------------------------------------------------------------
+
+# A variant is "as-trained", or the names of its changes, joined by "+".
+AS_TRAINED = "as-trained"
+CHANGES = {
+    "folded": "BatchNorm takes time and height as one axis, as it does in training on a GPU",
+    "unfolded": "BatchNorm takes time and height as two axes, as it does in training on a CPU",
+    "flat": "temporal convolutions are computed in 2-D, with height and width as one axis",
+    "channels-first": "weights, and so the maps, are in PyTorch's default layout",
+    "padded": "another network: its midplanes are rounded up to multiples of 8",
+    "untuned": "cuDNN chooses its algorithms without timing them",
+    "unfused": "a GPU runs Adam as PyTorch's default, and not as one fused kernel",
+    "fp32": "a GPU computes in fp32, with neither bf16 nor TF32, as a CPU always does",
+    "films": "snippets are read from films by a DataLoader, and not made up",
+    "compiled": "torch.compile compiles the networks for their one shape, which takes minutes",
+}
+ON_GPU = [AS_TRAINED, *(name for name in CHANGES if name != "folded"), "compiled+flat"]
+ON_CPU = [AS_TRAINED, "folded", "films"]
+
+
+def changes_of(variant):
+    """The names of a variant's changes, a set."""
+    return set(variant.split("+")) - {AS_TRAINED}
+
+
+def precision_of(changes, device):
+    """In which the networks run: as in training, but for a change."""
+    if device.type == "cuda" and "fp32" not in changes:
+        return torch.bfloat16
+    return torch.float32
+
+
+class TrainingStep:
+    """One step of the loop of pretrain.py, on one process, with some changes.
+
+    changes  names of CHANGES
+    device   where the networks are
+    """
+
+    def __init__(self, changes, width, fmt, device):
+        self.device = device
+        self.precision = precision_of(changes, device)
+        torch.backends.cudnn.allow_tf32 = "fp32" not in changes
+        torch.backends.cudnn.benchmark = "untuned" not in changes
+        self.video_front = VideoFrontEnd().to(device)
+        self.audio_front = AudioFrontEnd(fmt).to(device)
+        self.model = build_model(changes, width).to(device)
+        fused = device.type == "cuda" and "unfused" not in changes
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4, fused=fused)
+        self.steps = 0
+
+    def run(self, batch):
+        """Train on a batch of video uint8 (B, 3, T, H, W) and waveforms float (B, S)."""
+        batch_key = (0, 0, self.steps, 0)
+        # The loop keeps BatchNorm's statistics until it knows that the gradients are finite.
+        statistics = [buffer.clone() for buffer in self.model.buffers()]
+        self.optimizer.zero_grad()
+        video = batch["video"].to(self.device, non_blocking=True)
+        video = self.video_front(video, batch_key)  # (B, 3, T, H, W)
+        waveform = batch["waveform"].to(self.device, non_blocking=True)
+        audio = self.audio_front(waveform, batch_key)  # (B, 1, P, Q)
+        half = self.precision == torch.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            z_v, z_a = self.model(video, audio)  # (B, d)
+        loss = nce_loss(z_v, z_a)
+        loss.backward()
+        norm = get_total_norm([weights.grad for weights in self.model.parameters()])
+        # As in the loop, the host waits here for the device, and updates the weights after it.
+        torch.stack([loss.detach(), norm]).tolist()
+        self.optimizer.step()
+        del statistics
+        self.steps += 1
+
+
+def build_model(changes, width):
+    """The networks of pretrain.py, in training mode, with those of the changes that are theirs."""
+    model = AudioVisualModel(width)
+    if "padded" in changes:
+        pad_midplanes(model)
+    if "channels-first" in changes:
+        model.to(memory_format=torch.contiguous_format)
+    for module in model.modules():
+        if isinstance(module, BatchNorm3d) and "folded" in changes:
+            module.fold = True
+        if isinstance(module, BatchNorm3d) and "unfolded" in changes:
+            module.fold = False
+        if isinstance(module, TemporalConv) and "flat" in changes:
+            module.__class__ = FlatTemporalConv  # It keeps its weights.
+    if "compiled" in changes:
+        model.compile(dynamic=False)
+    return model
+
+
+def pad_midplanes(model):
+    """Round the midplanes of the video network up to multiples of 8, which suit a GPU better.
+
+    At width 64 those of 45, 230, 460 and 921 channels get 48, 232, 464 and 928. This is another
+    network than the paper's, and it has more weights.
+    """
+    for module in model.modules():
+        is_factored = isinstance(module, nn.Sequential) and isinstance(module[0], SpatialConv)
+        if is_factored:
+            spatial, temporal = module[0], module[3]
+            midplanes = 8 * math.ceil(spatial.out_channels / 8)
+            size, stride = spatial.kernel_size[1], spatial.stride[1]
+            module[0] = SpatialConv(spatial.in_channels, midplanes, size, stride)
+            module[1] = BatchNorm3d(midplanes)
+            module[3] = TemporalConv(midplanes, temporal.out_channels, temporal.stride[0])
+    model.video.to(memory_format=torch.channels_last_3d)
+
+
+class FlatTemporalConv(TemporalConv):
+    """A TemporalConv, with the same result, that is computed in 2-D: over time, and all pixels."""
+
+    def forward(self, x):
+        height_and_width = x.shape[3:]
+        weight = self.weight[..., 0]  # (C', C, 3, 1)
+        maps = F.conv2d(x.flatten(3), weight, None, self.stride[:2], self.padding[:2])
+        return maps.unflatten(3, height_and_width)  # (B, C', T', H, W)
+
+
+# --------------------------------------------------------------------------------------------------
+# The batches of a training step
 # --------------------------------------------------------------------------------------------------
 
 
-def bench_step(batch=2, width=64, steps=2):
-    """Print the speed of a forward and backward pass of the paper's size, and the GPU's memory.
+@contextlib.contextmanager
+def made_up_batches(share, fmt, device):
+    """Give an endless iterator over one random batch."""
+    batch = {
+        "video": torch.randint(256, (share, 3, fmt.frames, fmt.crop, fmt.crop), dtype=torch.uint8),
+        "waveform": 0.1 * torch.randn(share, fmt.samples),
+    }
+    if device.type == "cuda":
+        batch = {name: values.pin_memory() for name, values in batch.items()}
+    yield itertools.repeat(batch)
+
+
+@contextlib.contextmanager
+def film_batches(share, fmt, device, workers, steps):
+    """Give an iterator over the batches of `steps` steps, which a DataLoader reads from films.
+
+    The films are written here, to a temporary folder, and are removed at the end.
+    """
+    with tempfile.TemporaryDirectory(prefix="television-bench-") as folder:
+        films = Path(folder, "films")
+        films.mkdir()
+        for i in range(8):
+            write_film(films / f"{i}.mkv", fmt, seed=i)
+        with cache_in(folder):
+            titles = Titles(films, fmt)
+        sampler = HierarchicalSampler(titles.counts, share, k=math.gcd(16, share))
+        batches = []
+        for step in range(steps):
+            epoch, step_of_epoch = divmod(step, len(sampler))
+            sampler.set_epoch(epoch)
+            batches.append(sampler.batch(step_of_epoch))
+        pinned = device.type == "cuda"
+        yield iter(
+            DataLoader(
+                titles,
+                batch_sampler=batches,
+                collate_fn=collate,
+                num_workers=workers,
+                pin_memory=pinned,
+            )
+        )
+
+
+def write_film(path, fmt, snippets=20, seed=0):
+    """Write a prepared film, 16:9: noise over a moving gradient, and noise as its sound.
+
+    The noise is so strong that a snippet takes as many bytes as one of natural footage, about
+    140 KB, and as long to decode.
+    """
+    rng = np.random.default_rng(seed)
+    height = fmt.short_side - fmt.short_side % 2
+    width = 2 * round(height * 16 / 9 / 2)
+    noise = rng.normal(0, 5.5, (2 * height, 2 * width, 3)).astype(np.float32)
+    place = np.add.outer(np.arange(height), np.arange(width))[:, :, None]
+
+    def image(t):
+        gradient = 128 + 100 * np.sin((place + 4 * t) * np.float32([0.01, 0.015, 0.02]))
+        top, left = rng.integers(height), rng.integers(width)
+        pixels = gradient + noise[top : top + height, left : left + width]
+        return pixels.clip(0, 255).astype(np.uint8)
+
+    def pieces():
+        for m in range(snippets):
+            images = [image(m * fmt.frames + t) for t in range(fmt.frames)]
+            yield images, rng.normal(0, 0.1, fmt.samples).astype(np.float32)
+
+    write_media(path, pieces(), fmt, **PREPARED)
+
+
+@contextlib.contextmanager
+def cache_in(folder):
+    """Keep the index of a collection in this folder, and not in the user's own cache."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["XDG_CACHE_HOME"]
+        if before is not None:
+            os.environ["XDG_CACHE_HOME"] = before
+
+
+# --------------------------------------------------------------------------------------------------
+# Timing
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Row:
+    """What was measured of a variant, a row of the table."""
+
+    variant: str
+    share: int  # snippets of a step
+    problem: str | None = None  # why there are no figures
+    rates: list = dataclasses.field(default_factory=list)  # snippets/s of each block of steps
+    product: float = math.nan  # FLOP/s of a matrix product in the same precision
+    allocated: float | None = None  # the most bytes of tensors on the GPU, in the timed steps
+    reserved: float | None = None  # the most bytes that PyTorch took from the GPU for them
+    start: float = math.nan  # seconds until the first step was done
+    waiting: float = math.nan  # of the time of the steps, the part spent waiting for a batch
+
+    @property
+    def rate(self):
+        return statistics.median(self.rates)
+
+    def cells(self, snippet_flop):
+        """The cells of this row, as text.
+
+        snippet_flop  the FLOP of a snippet in the paper's networks, also where they are padded
+        """
+        if self.problem is not None:
+            return [self.variant, str(self.share), self.problem, *["-"] * (len(COLUMNS) - 3)]
+        return [
+            self.variant,
+            str(self.share),
+            f"{figure(self.rate)} ({figure(min(self.rates))} to {figure(max(self.rates))})",
+            figure(self.rate * snippet_flop / 1e12),
+            f"{self.rate * snippet_flop / self.product:.0%}",
+            gigabytes(self.allocated),
+            gigabytes(self.reserved),
+            f"{self.start:.1f}",
+            f"{self.waiting:.0%}",
+        ]
+
+
+COLUMNS = (
+    "variant",
+    "snippets a step",
+    "snippets/s",
+    "TFLOP/s",
+    "of the matrix product",
+    "memory of tensors, GB",
+    "memory taken, GB",
+    "first step, s",
+    "waiting for data",
+)
+
+
+def figure(value):
+    """Three digits, and never an exponent for large numbers."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def gigabytes(count):
+    return "-" if count is None else f"{count / 1e9:.1f}"
+
+
+def table_line(cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def bench_step(args, device):
+    """Print a table of the speed of a training step: a row for each variant and number of snippets.
 
     The limit is what the machine reaches in a large matrix product, in the same precision.
     """
+    fmt = Format.of(args)
+    snippet_flop = count_flop(args.width, fmt)
+    print_machine(device, snippet_flop)
+    print(table_line(COLUMNS))
+    print(table_line(["---"] * len(COLUMNS)), flush=True)
+    rows = []
+    for variant in args.variants:
+        for share in args.share:
+            row = Row(variant, share)
+            measure(row, args, fmt, device)
+            rows.append(row)
+            print(table_line(row.cells(snippet_flop)), flush=True)
+    print_legend(args.variants, args.workers)
+    print_limit(rows, snippet_flop)
+
+
+def count_flop(width, fmt):
+    """The FLOP of a snippet in the networks, forward and backward. No device computes them."""
+    # It takes 50 MB, which `bench_read` should not count.
     from torch.utils.flop_counter import FlopCounterMode
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = AudioVisualModel(width=width).to(device)
-    matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device, dtype=dtype)
-    video = torch.randn(batch, 3, 16, 158, 158, device=device)
-    audio = torch.randn(batch, 1, 96, 301, device=device)
-
-    def train():
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            z_v, z_a = model(video, audio)
-        (z_v.square().mean() + z_a.square().mean()).backward()
-
-    def multiply():
-        return matrix @ matrix
-
+    B = 2
+    with torch.device("meta"):
+        model = AudioVisualModel(width)
+        video = torch.empty(B, 3, fmt.frames, fmt.crop, fmt.crop)
+        audio = torch.empty(B, 1, fmt.mels, fmt.samples // fmt.hop + 1)
     with FlopCounterMode(display=False) as counter:
-        train()
-    snippet_flop = counter.get_total_flops() / batch
-    # The product is timed before and after, because the speed of a shared machine drifts.
-    seconds_before = seconds_of(multiply, steps)
-    speed = batch / seconds_of(train, steps)  # snippets/s
-    seconds_after = seconds_of(multiply, steps)
-    product_flop = 2 * MATRIX_SIDE**3  # multiplications and additions
-    flop_per_second = (product_flop / seconds_before + product_flop / seconds_after) / 2
-    print(
-        f"{device.type}, {dtype}, {torch.get_num_threads()} threads: "
-        f"{snippet_flop / 1e9:.0f} GFLOP a snippet, "
-        f"matrix product {flop_per_second / 1e9:.0f} GFLOP/s"
-    )
-    limit = flop_per_second / snippet_flop
-    print(f"{speed:.2f} snippets/s of a limit of {limit:.2f}: {speed / limit:.0%}")
+        z_v, z_a = model(video, audio)
+        (z_v.sum() + z_a.sum()).backward()
+    return counter.get_total_flops() / B
+
+
+def measure(row, args, fmt, device):
+    """Fill in a row. What goes wrong becomes its problem, because the other rows still count."""
+    changes = changes_of(row.variant)
+    try:
+        time_variant(row, changes, args, fmt, device)
+    except Exception as error:
+        row.problem = problem_of(error)
+    # Nothing refers to the model any more, since the exception is forgotten.
+    if "compiled" in changes:
+        torch.compiler.reset()
+    gc.collect()
     if device.type == "cuda":
-        print_gpu_memory(model, batch)
+        with contextlib.suppress(RuntimeError):  # A GPU that has failed fails here too.
+            torch.cuda.empty_cache()
 
 
-def print_gpu_memory(model, batch):
-    """Print the most GPU memory of the steps so far, and what Adam would take beside it."""
-    peak = torch.cuda.max_memory_reserved()
-    total = torch.cuda.get_device_properties(0).total_memory
-    adam = 2 * 4 * sum(weights.numel() for weights in model.parameters())  # two fp32 moments
+def problem_of(error):
+    """What went wrong, in one short line that fits into a table."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:100]}".replace("|", "/")
+
+
+def time_variant(row, changes, args, fmt, device):
+    """Fill in a row. The product is timed before and after: a shared machine's speed drifts."""
+    on_gpu = device.type == "cuda"
+    warm_up = 5 if on_gpu else 1
+    batches_of = made_up_batches(row.share, fmt, device)
+    if "films" in changes:
+        if on_gpu:
+            warm_up += 2 * args.workers  # A DataLoader has read so many batches ahead by then.
+        batches_of = film_batches(row.share, fmt, device, args.workers, warm_up + args.steps)
+    precision = precision_of(changes, device)
+    before = product_speed(device, precision)
+    make_step = partial(TrainingStep, changes, args.width, fmt, device)
+    with batches_of as batches:
+        time_steps(row, make_step, batches, warm_up, args.steps)
+    if on_gpu:
+        row.allocated = torch.cuda.max_memory_allocated()
+        row.reserved = torch.cuda.max_memory_reserved()
+    row.product = (before + product_speed(device, precision)) / 2
+
+
+def time_steps(row, make_step, batches, warm_up, steps):
+    """Fill in the speed of a variant: of up to four blocks of steps, after some to warm up."""
+    start = time.perf_counter()
+    step = make_step()
+    step.run(next(batches))
+    synchronize(step.device)
+    row.start = time.perf_counter() - start
+    for _ in range(warm_up - 1):
+        step.run(next(batches))
+    if step.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # cuDNN takes more while it times its algorithms.
+    steps_of_block = math.ceil(steps / 4)
+    total, waited = 0.0, 0.0
+    for _ in range(steps // steps_of_block):
+        synchronize(step.device)
+        start = time.perf_counter()
+        for _ in range(steps_of_block):
+            tick = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - tick
+            step.run(batch)
+        synchronize(step.device)
+        seconds = time.perf_counter() - start
+        total += seconds
+        row.rates.append(steps_of_block * row.share / seconds)
+    row.waiting = waited / total
+
+
+def product_speed(device, dtype):
+    """The FLOP/s of the product of two square matrices, of the size that does best."""
+    repeats = 20 if device.type == "cuda" else 4
+    best = 0.0
+    for side in MATRIX_SIDES[device.type]:
+        matrix = torch.randn(side, side, device=device, dtype=dtype)
+        matrix @ matrix
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            matrix @ matrix
+        synchronize(device)
+        seconds = (time.perf_counter() - start) / repeats
+        best = max(best, 2 * side**3 / seconds)  # multiplications and additions
+    return best
+
+
+def synchronize(device):
+    """Wait until the device has done all that it was given. A CPU has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+# --------------------------------------------------------------------------------------------------
+# What is printed around the table
+# --------------------------------------------------------------------------------------------------
+
+
+def print_machine(device, snippet_flop):
+    """Print the device and its software, what it has to compute, and how fast it multiplies."""
+    words = [f"CPU, threads: {torch.get_num_threads()}", f"torch {torch.__version__}"]
+    precision = torch.float32
+    if device.type == "cuda":
+        version = torch.backends.cudnn.version()
+        memory = torch.cuda.get_device_properties(device).total_memory
+        words[0] = f"{torch.cuda.get_device_name(device)}, {memory / 1e9:.0f} GB"
+        words += [f"CUDA {torch.version.cuda}", f"cuDNN {dotted(version)}"]
+        precision = torch.bfloat16
+        if version < 91500:
+            print(
+                f"warning: with cuDNN {dotted(version)}, which is older than 9.15, 3-D "
+                "convolutions in bf16 may be slow, take much memory, or be wrong"
+            )
+    speed = product_speed(device, precision) / 1e12
+    name = str(precision).removeprefix("torch.")
+    words.append(f"a matrix product in {name} at {figure(speed)} TFLOP/s")
+    print(f"{', '.join(words)}; a snippet takes {figure(snippet_flop / 1e9)} GFLOP")
+
+
+def dotted(version):
+    """cuDNN's number of its version (91002) as people write it (9.10.2)."""
+    return f"{version // 10000}.{version % 10000 // 100}.{version % 100}"
+
+
+def print_legend(variants, workers):
+    print()
+    print(f"{AS_TRAINED}: the step of pretrain.py, on a made-up batch")
+    named = set().union(*(changes_of(variant) for variant in variants))
+    for name, meaning in CHANGES.items():
+        if name in named:
+            print(f"{name}: {meaning}")
+    if "films" in named:
+        print(f"The DataLoader of films has {workers} workers, and the films are new on the disk.")
+
+
+def print_limit(rows, snippet_flop):
+    """Print how near the fastest row comes to a matrix product, and to the paper's speed."""
+    rows = [row for row in rows if row.problem is None and "padded" not in changes_of(row.variant)]
+    if not rows:
+        return
+    fastest = max(rows, key=lambda row: row.rate)
+    limit = fastest.product / snippet_flop
     print(
-        f"{batch} snippets take {peak / 1e9:.1f} GB of the GPU's {total / 1e9:.1f} GB, "
-        f"and Adam {adam / 1e9:.2g} GB more"
+        f"fastest: {fastest.variant} with {fastest.share} snippets a step, "
+        f"{figure(fastest.rate)} snippets/s of a limit of {figure(limit)}: "
+        f"{fastest.rate / limit:.0%}; the paper's 8 GPUs trained {NODE_RATE} snippets/s"
     )
-
-
-def seconds_of(work, steps):
-    from torch.utils.benchmark import Timer  # It takes 90 MB, which `bench_read` should not count.
-
-    timer = Timer("work()", globals={"work": work}, num_threads=torch.get_num_threads())
-    return timer.timeit(steps).mean
 
 
 # --------------------------------------------------------------------------------------------------
@@ -205,7 +627,7 @@ def parse_args(argv=None):
     parser = make_parser(__doc__, "python -m lab.bench")
     commands = parser.add_subparsers(dest="command", required=True)
     add_read_flags(add_command(commands, "read", "time the reading of snippets"))
-    step = "time a training step of the paper's size; on a GPU, print the memory that it takes"
+    step = "time a training step of the paper's size, computed in several ways"
     add_step_flags(add_command(commands, "step", step))
     return parser.parse_args(argv)
 
@@ -227,23 +649,60 @@ def add_read_flags(parser):
 
 def add_step_flags(parser):
     add = parser.add_argument
+    names = ", ".join(CHANGES)
     add(
-        "--batch",
-        type=int,
-        default=2,
-        help="snippets of a step; on a GPU, raise it to find what fits before a run",
+        "--variants",
+        nargs="+",
+        type=parse_variant,
+        help=f"{AS_TRAINED}, or changes joined by +, of {names}; default on a GPU nearly all, on "
+        f"a CPU {' '.join(ON_CPU)}",
     )
+    add("--share", nargs="+", type=int, help="snippets of a step; default on a GPU 64, on a CPU 2")
+    add("--steps", type=int, help="that are timed; default on a GPU 20, on a CPU 2")
     add("--width", type=int, default=64, help="channels of the networks' first stage")
+    add("--workers", type=int, help="processes that read films; default one a core, at most 8")
+    Format.add_flags(parser, "short_side", "crop")
+
+
+def parse_variant(text):
+    unknown = changes_of(text) - set(CHANGES)
+    if unknown:
+        names = ", ".join(CHANGES)
+        raise argparse.ArgumentTypeError(f"{text}: must be {AS_TRAINED}, or + between: {names}")
+    return text
+
+
+def set_step_defaults(args, on_gpu):
+    """Fill in what was not given, which depends on the device: a step on a CPU takes seconds."""
+    defaults = {
+        "variants": ON_GPU if on_gpu else ON_CPU,
+        "share": [64] if on_gpu else [2],
+        "steps": 20 if on_gpu else 2,
+        "workers": min(8, os.cpu_count()),
+    }
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def main(args):
-    if args.command == "step":
-        check_above_0(args, "batch", "width")
-        bench_step(args.batch, args.width)
-        return
     check_format(args)
+    if args.command == "step":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        set_step_defaults(args, on_gpu=device.type == "cuda")
+        check_step(args)
+        bench_step(args, device)
+        return
     check_above_0(args, "snippets", "workers")
     bench_read(args.source, Format.of(args), args.snippets, args.workers, args.language)
+
+
+def check_step(args):
+    check_above_0(args, "steps", "workers")
+    if min(args.share) < 2:
+        raise BadInput(f"--share {min(args.share)}: must be 2 or more, since one has no negatives")
+    if args.width < 8 or args.width % 8:
+        raise BadInput(f"--width {args.width}: must be a multiple of 8")
 
 
 def check_above_0(args, *names):
@@ -255,6 +714,5 @@ def check_above_0(args, *names):
 
 if __name__ == "__main__":
     fixable = (BadInput, OSError, av.error.FFmpegError)
-    hints = {torch.OutOfMemoryError: "the step needs more GPU memory; lower --batch or --width"}
-    with one_line_errors("python -m lab.bench", "nothing is lost", fixable, hints):
+    with one_line_errors("python -m lab.bench", "nothing is lost", fixable):
         main(parse_args())

@@ -41,7 +41,8 @@ SIGNS = {"w": "w", "jitter": "σ", "tau": "τ"}  # Arguments that a label names 
 # Arguments that are never compared with the base: those that every label names by itself, ...
 NOT_COMPARED = {"sampling", "k", *SIGNS}
 # ... those that say which run it is, or stand for others, and those that change nothing trained.
-NOT_COMPARED |= {"data", "out", "seed", "toy", "workers", "save_every", "max_bad", "measure_every"}
+NOT_COMPARED |= {"data", "out", "seed", "toy", "workers", "max_bad", "measure_every"}
+NOT_COMPARED |= {"processes", "compile", "save_minutes", "save_every", "keep"}
 # The value of arguments in runs that were made before they existed.
 BEFORE = {"sampling": "hierarchical", "title": "show", "precision": "bf16"}
 # A picture is crowded if it has more labels than this, or one with more characters than this.
@@ -156,7 +157,10 @@ def by_collection(rows):
 
 def settings_of(row):
     """The arguments of a run, with those that did not exist yet when it was made."""
-    return {**BEFORE, **row["arguments"]}
+    args = {**BEFORE, **row["arguments"]}
+    if "share" not in args and "batch_size" in args:
+        args["share"] = args["batch_size"] // args.get("processes", 1)
+    return args
 
 
 def sort_key(args):

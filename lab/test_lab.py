@@ -6,12 +6,10 @@ import re
 import shlex
 import shutil
 import subprocess
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import torchvision
 from matplotlib.figure import Figure
 
@@ -55,7 +53,7 @@ def cells_of(line):
 
 
 # --------------------------------------------------------------------------------------------------
-# Looking at files, and timing
+# Looking at files
 # --------------------------------------------------------------------------------------------------
 
 
@@ -139,36 +137,6 @@ def test_scenes_of_other_snippets_are_not_compared_with_the_truth(toy):
     status, printed, errors = run_script("lab.show", toy / "films", "--scenes", *sizes)
     assert not status, errors
     assert "not compared; those of the toy world need --frames 8 --fps 5" in printed
-
-
-def test_reading_is_timed(film):
-    sizes = ["--short-side", 60, "--crop", 48, "--snippets", 16]
-    status, printed, errors = run_script("lab.bench", "read", film.parent, *sizes)
-    assert not status, errors
-    assert "decode video" in printed and printed.count("snippets/s") == 2
-    assert "--workers 0: must be above 0" in refused(
-        "lab.bench", "read", film.parent, "--workers", 0
-    )
-    assert "no such folder" in refused("lab.bench", "read", film.parent / "none")
-
-
-def test_a_training_step_is_timed(monkeypatch, capsys):
-    """At width 8, on a small product; the full width takes a minute."""
-    monkeypatch.setattr(lab.bench, "MATRIX_SIDE", 256)
-    lab.bench.main(lab.bench.parse_args("step --batch 1 --width 8".split()))
-    printed = capsys.readouterr().out
-    assert re.search(r"\d+\.\d\d snippets/s of a limit of \d+\.\d\d: \d+%", printed)
-    assert "--batch 0: must be above 0" in refused("lab.bench", "step", "--batch", 0)
-
-
-def test_the_gpu_memory_of_a_step_is_printed(monkeypatch, capsys):
-    """With made-up readings, because tests use no GPU."""
-    gpu = types.SimpleNamespace(total_memory=80e9)
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 33e9)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
-    lab.bench.print_gpu_memory(torch.nn.Linear(1000, 1000, bias=False), batch=64)
-    expected = "64 snippets take 33.0 GB of the GPU's 80.0 GB, and Adam 0.008 GB more\n"
-    assert capsys.readouterr().out == expected
 
 
 # --------------------------------------------------------------------------------------------------
@@ -535,7 +503,8 @@ def grouped(rows):
 
 
 def test_a_label_names_what_is_not_at_the_base():
-    assert pretrain.BEFORE == lab.compare.BEFORE
+    old = {"batch_size": 64, "processes": 4}
+    assert lab.compare.settings_of({"arguments": old}) == {**pretrain.before(old), **old}
     assert set(pretrain.MAY_CHANGE) < lab.compare.NOT_COMPARED
     lines = [
         "tv --k 4 --w 8 --tau 0.07 --batch-size 64 --lr 7e-4",
@@ -547,10 +516,10 @@ def test_a_label_names_what_is_not_at_the_base():
         "tv --gather --epochs 5",
     ]
     rows = [row_of_flags(line) for line in lines]
-    rows.append(row_of_flags("tv --k 1", processes=1))
+    rows.append(row_of_flags("tv --k 1 --share 32", processes=1))
     seeds_of = grouped(rows)
     assert list(seeds_of) == [
-        "k = 1, processes = 1",
+        "k = 1, share = 32",
         "k = 4, w = 8, τ = 0.07, batch size = 64, lr = 0.0007",
         "k = 16, gather",
         "k = 16, language = eng",
@@ -600,7 +569,8 @@ def test_runs_that_lack_an_argument_have_it_as_it_was(capsys):
 
 def test_seeds_of_the_same_arguments_are_one_curve(capsys):
     """Whatever else changes nothing that is trained."""
-    elsewhere = "--workers 2 --save-every 9 --max-bad 0.5 --measure-every 0.5 --out runs/other"
+    elsewhere = "--workers 2 --save-minutes 9 --keep --compile --max-bad 0.5 --measure-every 0.5"
+    elsewhere += " --out runs/other"
     rows = [row_of_flags("tv"), row_of_flags(f"tv --seed 1 {elsewhere}")]
     assert grouped(rows) == {"k = 16": [0, 1]}
     assert capsys.readouterr().out == ""

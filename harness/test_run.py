@@ -1,0 +1,555 @@
+"""Tests of a run as a whole: on several processes and nodes, stopped, killed and resumed.
+
+    python -m pytest -q harness/test_run.py
+
+All runs here are of nine steps an epoch, each of two shares of eight snippets.
+"""
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import finetune
+import harness.files
+import harness.run
+import models
+import pretrain
+from data import AudioFrontEnd, VideoFrontEnd
+from harness.errors import BadInput, Stopped
+from harness.fixtures import (
+    ROOT,
+    assert_equal,
+    fine_tune,
+    load_checkpoint,
+    pretraining_flags,
+    read_log,
+    refused,
+    torchrun,
+)
+from harness.run import Processes, Progress, Run, StopSignals
+from media.format import Format
+
+NETWORKS = ("video", "audio", "video_head", "audio_head")  # entries of a checkpoint
+TRAINED = (*NETWORKS, "optimizer", "progress")
+
+
+def no_picture(rows, args, path):
+    path.write_bytes(b"")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Drawing takes longer than the nine steps of a run."""
+    monkeypatch.setattr(pretrain, "draw_run", no_picture)
+
+
+def flags_of(toy, out, *more):
+    return pretraining_flags(toy, out, "--share", 8, *more)
+
+
+def pretrain_alone(toy, out, *more):
+    pretrain.main(pretrain.parse_args(flags_of(toy, out, *more)))
+
+
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory):
+    """A run of one process, which takes both shares of a step in turn."""
+    out = tmp_path_factory.mktemp("run") / "whole"
+    pretrain_alone(toy, out)
+    return out
+
+
+def assert_nearly_equal(found, expected):
+    """The same weights and statistics, up to the order in which gradients are added up."""
+    for name in NETWORKS:
+        for key, value in expected[name].items():
+            assert torch.allclose(found[name][key], value, rtol=1e-3, atol=1e-5), (name, key)
+
+
+# --------------------------------------------------------------------------------------------
+# One meaning on any number of processes
+# --------------------------------------------------------------------------------------------
+
+
+def test_two_processes_train_the_weights_and_statistics_of_one(toy, whole, tmp_path):
+    out = tmp_path / "two"
+    torchrun("pretrain.py", *flags_of(toy, out))
+    assert read_log(out) == pytest.approx(read_log(whole), rel=1e-3)
+    assert_nearly_equal(load_checkpoint(out), load_checkpoint(whole))
+    assert load_checkpoint(out)["video"]["stem.1.num_batches_tracked"] == 9
+    # It is another run than one that contrasts all sixteen.
+    assert load_checkpoint(out)["args"]["processes"] == 2
+
+
+def test_each_share_has_the_key_of_its_place_and_the_first_updates_the_statistics(
+    toy, tmp_path, monkeypatch
+):
+    keys, moved, loss_of_share = [], [], pretrain.loss_of_share
+
+    def noted(batch, batch_key, fronts, model, *rest):
+        statistics = [buffer.clone() for buffer in model.buffers()]
+        loss = loss_of_share(batch, batch_key, fronts, model, *rest)
+        keys.append(batch_key)
+        moved.append([not torch.equal(*pair) for pair in zip(statistics, model.buffers())])
+        assert len(batch["video"]) == 8
+        return loss
+
+    monkeypatch.setattr(pretrain, "loss_of_share", noted)
+    pretrain_alone(toy, tmp_path / "run", "--seed", 3)
+    assert keys == list(itertools.product([3], [0], range(9), range(2)))
+    assert all(all(first) for first in moved[::2])
+    assert not any(any(second) for second in moved[1::2])
+
+
+def test_fine_tuning_on_two_processes_is_that_on_one(toy, tmp_path):
+    """The classifier has the same weights and statistics, and each test file counts once."""
+    kept = []
+    for out, alone in ((tmp_path / "one", True), (tmp_path / "two", False)):
+        flags = f"--width 8 --epochs 1 --warmup 0 --batch-size 20 --share 10 --out {out}"
+        argv = ["--task", "toy-sound", "--data", toy / "sound", "--workers", 0, *flags.split()]
+        if alone:
+            finetune.main(finetune.parse_args([str(word) for word in argv]))
+        else:
+            torchrun("finetune.py", *argv)
+        kept.append(torch.load(out / "split1.pt", weights_only=True)["model"])
+        result = json.loads((out / "result.json").read_text())
+        assert result["tests_of_split"] == {"1": 20} and len(result["accuracy_of_split"]) == 1
+    for name, value in kept[0].items():
+        assert torch.allclose(kept[1][name], value, rtol=1e-3, atol=1e-5), name
+
+
+# --------------------------------------------------------------------------------------------
+# Stopped, killed and resumed
+# --------------------------------------------------------------------------------------------
+
+
+def interrupt_after(losses, number, monkeypatch, module=pretrain):
+    """Send the signal to this process at the n-th share."""
+    calls, loss_of_share = itertools.count(1), module.loss_of_share
+
+    def noted(*inputs):
+        if next(calls) == losses:
+            os.kill(os.getpid(), number)
+        return loss_of_share(*inputs)
+
+    monkeypatch.setattr(module, "loss_of_share", noted)
+
+
+def test_a_run_that_is_told_to_stop_saves_the_step_and_resumes(toy, whole, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_after(7, signal.SIGTERM, patch)  # in the fourth step
+        with pytest.raises(Stopped, match="SIGTERM, after step 4 of 9, which is saved"):
+            pretrain_alone(toy, out)
+    assert load_checkpoint(out)["progress"]["step"] == 4 and len(read_log(out)) == 4
+    # The measurement of step 4 was put off, so that nothing came before saving.
+    assert len(read_log(out, "gap")) == 1
+    pretrain_alone(toy, out)
+    assert read_log(out) == read_log(whole) and read_log(out, "gap") == read_log(whole, "gap")
+    for name in TRAINED:
+        assert_equal(load_checkpoint(out)[name], load_checkpoint(whole)[name])
+
+
+def test_the_command_that_is_stopped_says_so_in_a_line(toy, tmp_path):
+    """From outside, as a terminal or Slurm stops the real script and its reading processes."""
+    out = tmp_path / "run"
+    flags = flags_of(toy, out, "--epochs", 9, "--workers", 2)
+    command = [sys.executable, ROOT / "pretrain.py", *flags]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(list(map(str, command)), **pipes, start_new_session=True) as process:
+        wait_for_steps(out, 2)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    last = errors.strip().splitlines()[-1]
+    step = load_checkpoint(out)["progress"]["step"]
+    assert process.returncode == 1 and "Traceback" not in errors
+    assert last == (
+        f"pretrain.py: stopped by SIGTERM, after step {step} of 81, which is saved; the same "
+        "command resumes from there"
+    )
+
+
+def wait_for_steps(out, steps):
+    """Wait until a run in another process has logged so many steps."""
+    for _ in range(600):
+        if (out / "log.jsonl").exists() and len(read_log(out)) >= steps:
+            return
+        signal.sigtimedwait([], 0.1)
+    raise AssertionError(f"{out} has not come to step {steps}")
+
+
+def test_a_second_signal_is_obeyed_once_it_cannot_be_a_repetition(monkeypatch):
+    times = iter([100.0, 101.0, 107.0])
+    monkeypatch.setattr(harness.run, "time", types.SimpleNamespace(monotonic=lambda: next(times)))
+    with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # as torchrun repeats it
+        assert signals.received == "SIGINT"
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_fine_tuning_that_is_told_to_stop_resumes_within_its_epoch(toy, tmp_path, monkeypatch):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    flags = ["--share", 10, "--epochs", 3]
+    fine_tune(toy, whole, "toy-sound", *flags)
+    with monkeypatch.context() as patch:
+        interrupt_after(5, signal.SIGTERM, patch, finetune)  # in the third step, the epoch's first
+        argv = f"--width 8 --warmup 1 --batch-size 20 --workers 0 --out {half}".split()
+        argv += ["--task", "toy-sound", "--data", toy / "sound", *flags]
+        argv += "--crop 32 --scale 36 46 --short-side 40".split()
+        with pytest.raises(Stopped, match="after step 3 of 6, which is saved"):
+            finetune.main(finetune.parse_args([str(word) for word in argv]))
+    _, printed = fine_tune(toy, half, "toy-sound", *flags)
+    assert "resumed after epoch 1 and step 1" in printed
+    resumed = torch.load(half / "split1.pt", weights_only=True)
+    assert_equal(resumed, torch.load(whole / "split1.pt", weights_only=True))
+    assert read_log(half) == read_log(whole)
+    assert not list(half.glob("*-before*"))
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import pretrain
+
+first_life = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+calls, loss_of_share = [], pretrain.loss_of_share
+
+def killed(*inputs):
+    calls.append(None)
+    if first_life and os.environ["RANK"] == "1" and len(calls) == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return loss_of_share(*inputs)
+
+pretrain.loss_of_share = killed
+pretrain.draw_run = lambda rows, args, path: path.write_bytes(b"")
+pretrain.main(pretrain.parse_args(sys.argv[1:]))
+"""
+
+
+def test_a_killed_process_brings_all_back_to_the_last_checkpoint(toy, whole, tmp_path):
+    """At a random step, under `torchrun --max-restarts`."""
+    step = int(np.random.default_rng().integers(2, 10))
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(root=str(ROOT), step=step))
+    flags = flags_of(toy, tmp_path / "run", "--save-minutes", 0)
+    done = torchrun(script, *flags, options=["--max-restarts=1"])
+    assert f"resumed after step {step - 1}" in done.stdout and "warning" not in done.stdout
+    assert read_log(tmp_path / "run") == pytest.approx(read_log(whole), rel=1e-3)
+    assert_nearly_equal(load_checkpoint(tmp_path / "run"), load_checkpoint(whole))
+
+
+def test_a_run_warns_where_torchrun_cannot_restart_it(monkeypatch, capsys):
+    """PyTorch's issue 167288: the store of all attempts is one, unless torchrun is told so."""
+    processes = Processes()
+    variables = {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    processes.warn_of_restarts()
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    processes.warn_of_restarts()
+    assert "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().out
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    processes.warn_of_restarts()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    toy, whole, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_after(9, signal.SIGTERM, patch)  # in the fifth step
+        with pytest.raises(Stopped):
+            pretrain_alone(toy, out, "--save-minutes", 0)
+    last = out / "checkpoint.pt"
+    last.write_bytes(last.read_bytes()[:100_000])
+    pretrain_alone(toy, out)
+    printed = capsys.readouterr().out
+    assert "checkpoint.pt: " in printed and "resuming from checkpoint-before.pt" in printed
+    assert "resumed after step 4" in printed
+    for name in TRAINED:
+        assert_equal(load_checkpoint(out)[name], load_checkpoint(whole)[name])
+    for path in (last, out / "checkpoint-before.pt"):
+        path.write_bytes(path.read_bytes()[:100_000])
+    assert "no checkpoint of ours in it" in refused("pretrain.py", *flags_of(toy, out))
+
+
+def test_a_damaged_checkpoint_does_not_replace_the_sound_one_before(toy, tmp_path):
+    run = new_run(tmp_path)
+    for step in (1, 2):
+        run.save({"step": step})
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    again = new_run(tmp_path)
+    assert again.checkpoint["step"] == 1
+    again.save({"step": 3})
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    assert new_run(tmp_path).checkpoint["step"] == 1
+
+
+def new_run(out):
+    processes = Processes()
+    processes.start()
+    return Run(out, processes, settings={})
+
+
+def test_keep_keeps_the_weights_of_each_epoch(toy, tmp_path):
+    out = tmp_path / "run"
+    pretrain_alone(toy, out, "--keep")
+    [path] = out.glob("epoch*.pt")
+    first = torch.load(path, weights_only=True)
+    assert path.name == "epoch1.pt"
+    assert "optimizer" not in first and first["progress"]["step"] == 9
+    for name in NETWORKS:
+        assert_equal(first[name], load_checkpoint(out)[name])
+    result, printed = fine_tune(
+        toy, tmp_path / "tuned", "toy-sound", "--ckpt", out / "epoch1.pt", "--probe"
+    )
+    assert "(epoch 1, step 9, k 4)" in printed
+
+
+# --------------------------------------------------------------------------------------------
+# Several nodes
+# --------------------------------------------------------------------------------------------
+
+NODE = """
+import sys
+sys.path.insert(0, {root!r})
+import torch
+import pretrain
+from harness.errors import Stopped
+
+class Noted(pretrain.AudioVisualModel):
+    def __init__(self, width):
+        super().__init__(width)
+        made.append(self)
+
+made, pretrain.AudioVisualModel = [], Noted
+pretrain.draw_run = lambda rows, args, path: path.write_bytes(b"")
+try:
+    pretrain.main(pretrain.parse_args(sys.argv[1:]))
+except Stopped as stop:
+    print(stop)
+torch.save([p.detach() for p in made[0].parameters()], "weights.pt")
+"""
+
+
+def start_node(rank, port, script, folder, flags):
+    """Start one of two processes as on a node of its own, in a folder of its own."""
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    variables |= {"RANK": str(rank), "LOCAL_RANK": "0"}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(script), *flags]
+    return subprocess.Popen(command, cwd=folder, env=os.environ | variables, **pipes)
+
+
+def test_a_node_without_the_folder_of_the_run_takes_what_rank_0_has(
+    toy, whole, tmp_path, monkeypatch
+):
+    """Rank 1 has no checkpoint to resume from, and cannot write; and it is told to stop."""
+    nodes = [tmp_path / "node0", tmp_path / "node1"]
+    for node in nodes:
+        node.mkdir()
+    monkeypatch.chdir(nodes[0])
+    with monkeypatch.context() as patch:
+        interrupt_after(4, signal.SIGTERM, patch)
+        with pytest.raises(Stopped):
+            pretrain_alone(toy, Path("runs/x"))
+    harness.files.LOCKS.pop().close()  # so that another process may have the folder
+    (nodes[1] / "runs").write_text("a file, so that no folder can be made here")
+    script = tmp_path / "node.py"
+    script.write_text(NODE.format(root=str(ROOT)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    flags = flags_of(toy, "runs/x")
+    processes = [start_node(rank, port, script, nodes[rank], flags) for rank in range(2)]
+    wait_for_steps(Path("runs/x"), 4)
+    processes[1].send_signal(signal.SIGTERM)
+    ends = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    assert "resumed on 2 processes; there were 1 before" in ends[0][0]
+    weights = [torch.load(node / "weights.pt", weights_only=True) for node in nodes]
+    assert_equal(weights[0], weights[1])
+    assert sorted(path.name for path in nodes[1].iterdir()) == ["runs", "weights.pt"]
+    pretrain_alone(toy, Path("runs/x"))  # on one process again
+    rows = [json.loads(line) for line in Path("runs/x/log.jsonl").read_text().splitlines()]
+    changes = [(row["processes_before"], row["processes"]) for row in rows if "processes" in row]
+    assert changes[0] == (1, 2)
+    assert read_log("runs/x") == pytest.approx(read_log(whole), rel=1e-3)
+    assert_nearly_equal(load_checkpoint("runs/x"), load_checkpoint(whole))
+
+
+# --------------------------------------------------------------------------------------------
+# GPUs, as far as they can be tested without one
+# --------------------------------------------------------------------------------------------
+
+
+def on_gpu(monkeypatch, gpus=8, **variables):
+    """A process of a machine with so many GPUs, whose CUDA is never called."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    processes = Processes()
+    processes.start()
+    assert taken == [processes.device]
+    return processes
+
+
+def test_a_process_takes_its_own_gpu(monkeypatch):
+    elastic = {"TORCHELASTIC_RUN_ID": "x"}
+    assert on_gpu(monkeypatch, gpus=8, LOCAL_RANK="3", **elastic).device.index == 3
+    with pytest.raises(BadInput, match="more processes than GPUs: start 1, one for each"):
+        on_gpu(monkeypatch, gpus=1, LOCAL_RANK="3", **elastic)
+    # `srun --gpus-per-task=1` shows each process one GPU, which is the first that it sees.
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert on_gpu(monkeypatch, gpus=1, LOCAL_RANK="3").device.index == 0
+
+
+def test_a_share_too_large_for_the_kernels_of_a_gpu_is_refused(monkeypatch, capsys):
+    largest = models.largest_map(width=64, frames=16, crop=158)
+    assert largest == 144 * 16 * 79 * 79
+    processes = on_gpu(monkeypatch)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91500)
+    processes.check_gpu(64, largest)
+    assert capsys.readouterr().out == ""
+    processes.check_gpu(149, largest)
+    assert "--share 149 has maps above 2 GiB, which may be slow" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="--share 150: .* take 149 or less"):
+        processes.check_gpu(150, largest)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    processes.check_gpu(64, largest)
+    assert "cuDNN 91002 has slow or wrong bf16 3-D convolutions" in capsys.readouterr().out
+    alone = Processes()
+    alone.device = torch.device("cpu")
+    alone.check_gpu(10_000, largest)
+
+
+def fake_loss(fronts, batch, network, loss_of_share):
+    """What `loss_of_share` gives for tensors that have a device and a shape, and no memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    shapes = []
+    batch_norm = torch.nn.functional.batch_norm
+
+    def noted(x, *rest):
+        shapes.append(x)
+        return batch_norm(x, *rest)
+
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "batch_norm", noted)
+        weights = network.state_dict(keep_vars=True).items()
+        weights = {name: mode.from_tensor(x).to("cuda") for name, x in weights}
+        fronts = [front.to("cuda") for front in fronts]
+        batch = [mode.from_tensor(x) for x in batch]
+
+        def parallel(*inputs):
+            return torch.func.functional_call(network, weights, inputs)
+
+        return loss_of_share(batch, fronts, parallel), shapes
+
+
+SMALL_SNIPPET = Format(frames=8, short_side=34, crop=28, rate=16000, n_fft=1024, hop=256, mels=64)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_the_step_of_pretraining_leaves_nothing_on_the_cpu():
+    processes = Processes()
+    processes.device = torch.device("cuda")
+    args = pretrain.parse_args(["--toy", "--tau", "0.1"])
+    fronts = VideoFrontEnd(jitter=0.4, flip=True), AudioFrontEnd(SMALL_SNIPPET)
+    batch = torch.zeros(4, 3, 8, 28, 28, dtype=torch.uint8), torch.zeros(4, 25600)
+
+    def loss_of_share(batch, fronts, parallel):
+        batch = dict(zip(("video", "waveform"), batch))
+        return pretrain.loss_of_share(batch, (0, 0, 0, 0), fronts, parallel, args, processes)
+
+    loss, maps = fake_loss(fronts, batch, models.AudioVisualModel(8), loss_of_share)
+    assert loss.device.type == "cuda" and loss.shape == ()
+    # On a GPU every BatchNorm gets four axes, channels last: the layout of the fast kernel.
+    assert all(x.dim() == 4 for x in maps)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in maps)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+@pytest.mark.parametrize("backbone", ["video", "audio"])
+def test_the_step_of_fine_tuning_leaves_nothing_on_the_cpu(backbone):
+    processes = Processes()
+    processes.device = torch.device("cuda")
+    if backbone == "video":
+        front = VideoFrontEnd(jitter=0.4, flip=True)
+        clips, network = torch.zeros(4, 3, 8, 28, 28, dtype=torch.uint8), models.r2plus1d_18(8, 10)
+    else:
+        front = AudioFrontEnd(SMALL_SNIPPET, drop=0.5, both=True)
+        clips, network = torch.zeros(4, 25600), models.audio_resnet18(8, 10)
+
+    def loss_of_share(batch, fronts, parallel):
+        key = (0, 0, 0, 0)
+        return finetune.loss_of_share(*batch, key, fronts[0], parallel, processes)
+
+    batch = clips, torch.zeros(4, dtype=torch.int64)
+    (loss, accuracy), _ = fake_loss([front], batch, network, loss_of_share)
+    assert loss.device.type == accuracy.device.type == "cuda"
+
+
+def test_a_folded_batch_norm_gives_the_same(monkeypatch):
+    """Its output, its gradients and its statistics; the convolutions around it are the same."""
+    outputs = []
+    for fold in (False, True):
+        monkeypatch.setattr(models.BatchNorm3d, "fold", fold)
+        torch.manual_seed(0)
+        norm = models.BatchNorm3d(5)
+        x = torch.randn(2, 5, 4, 6, 7).to(memory_format=torch.channels_last_3d).requires_grad_()
+        y = norm(x)
+        (y**3).sum().backward()
+        outputs.append([y, x.grad, norm.weight.grad, norm.bias.grad, *norm.buffers()])
+    for unfolded, folded in zip(*outputs):
+        assert unfolded.shape == folded.shape and unfolded.stride() == folded.stride()
+        assert torch.allclose(unfolded, folded, rtol=1e-4, atol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------
+# Progress
+# --------------------------------------------------------------------------------------------
+
+
+def test_a_log_file_gets_a_line_a_minute_and_no_bar(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr(harness.run, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    processes = Processes()
+    progress = Progress(processes, start=100, total=1000)
+    for _ in range(10):
+        now[0] += 20
+        progress.update("loss 4.8")
+    progress.close()
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.splitlines() == [
+        "step    104 of 1000, 4.98 h to go: loss 4.8",
+        "step    108 of 1000, 4.96 h to go: loss 4.8",
+    ]
+
+
+def test_a_terminal_gets_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = Progress(Processes(), start=0, total=2)
+    progress.update("loss 4.8")
+    progress.update("loss 4.7")
+    progress.close()
+    printed = capsys.readouterr()
+    assert "2/2" in printed.err and "loss 4.7" in printed.err and printed.out == ""
