@@ -18,7 +18,7 @@ H = W = 28, P = 64, S = 25600, Q = 101.
 
 What is random is drawn by `rng_of(key, STREAM)`, a generator for this key and this purpose.
 What happens to a sample when it is read, by the sample's key: (seed, epoch, step, place in the
-global batch). What the front-ends do, by the key of a batch: (seed, epoch, step, rank).
+minibatch). What the front-ends do, by the key of a share: (seed, epoch, step, share).
 
 The labelled sets, for fine-tuning, are at the end. `media/` opens and decodes the files.
 """

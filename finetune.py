@@ -849,8 +849,8 @@ if __name__ == "__main__":
         "finetune.py",
         interrupted="the same command resumes from the last epoch",
         hints={
-            torch.OutOfMemoryError: "the share of --batch-size of a process is too large for its "
-            "GPU (about 1 GB a clip of 32 frames); take a smaller one, or more GPUs"
+            torch.OutOfMemoryError: "a --share is too large for the memory of this GPU (about 1 GB "
+            "a clip of 32 frames); take a smaller one"
         },
     ):
         main(parse_args())

@@ -1,6 +1,6 @@
 """Equation 1, the contrastive loss, and Equation 2, the discrepancy measures.
 
-B           samples in a minibatch, each the video and the audio of one snippet
+B           samples that are contrasted together, each the video and the audio of one snippet
 d           size of an embedding, 512
 z_v, z_a    (B, d) embeddings of video and audio, fp32, not normalised
 s           (B, B) similarities, s[i, j] = z_v[i]^T z_a[j]: positives on the diagonal

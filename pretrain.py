@@ -5,14 +5,16 @@
     python pretrain.py                                    the same run on one GPU, share by share
     torchrun --nproc_per_node 8 pretrain.py --gather      each sample against the whole minibatch
 
-The same command again resumes where the last one stopped, on any number of GPUs. A run is a
-folder: checkpoint.pt, log.jsonl, curves.png, result.json. `python -m lab.compare runs/*`
-compares finished runs.
+The same command again resumes where the last one stopped, on any number of GPUs that divides the
+number of shares. A run is a folder: checkpoint.pt, log.jsonl, curves.png, result.json.
+`python -m lab.compare runs/*` compares finished runs.
 
-A minibatch is cut into shares of 64 samples, which are contrasted and normalised by
-themselves, as on each of the paper's 8 GPUs. What is random depends on the share and not on
-the process. B samples of a share, each a snippet with its frames and sound; T frames of H x W
-pixels; S samples of sound; P mel filters; Q audio frames; d = 512, the size of an embedding.
+A minibatch is cut into shares of 64 samples, what each of 8 GPUs would hold of it. Samples are
+contrasted with those of their share, and normalised with them (our choice). What is random
+depends on the share and not on the process.
+
+B samples of a share, each a snippet with its frames and sound; T frames of H x W pixels; S
+samples of sound; P mel filters; Q audio frames; d = 512, the size of an embedding.
 """
 
 import argparse
@@ -52,7 +54,7 @@ from sampler import HierarchicalSampler, IidSampler
 # Arguments: without flags, under torchrun on 8 GPUs, the run of the paper's ablations (4.2)
 # -------------------------------------------------------------------------------------------------
 
-SHARE = 64  # snippets that are contrasted together: the paper's 512 on 8 GPUs (4.1)
+SHARE = 64  # snippets that are contrasted together: 512 / 8 GPUs (4.1; our choice)
 TOY = {
     "data": "datasets/toy/films",
     "frames": 8,
@@ -719,7 +721,7 @@ def main(args):
         measure(0)
         save(0, done)
     elif start % steps_to_measure == 0 and not was_measured(run, start, processes):
-        measure(start)
+        measure(start)  # A run that was told to stop saved first.
     if args.compile:
         model.compile(dynamic=False)
     parallel = model
@@ -751,10 +753,11 @@ def main(args):
                 waited += seconds
                 batch_key = (args.seed, epoch, step_of_epoch, share)
                 update_statistics(model, share == 0)
+                # The processes average their gradients, and so does each over its own shares.
                 with processes.accumulate(parallel, is_last=share == own[-1]):
                     part = loss_of_share(batch, batch_key, fronts, parallel, args, processes)
                     (part * gradient_scale / len(own)).backward()
-                loss = loss + part.detach() / shares
+                loss = loss + part.detach() / shares  # summed over the processes below
             # Step, unless a loss or a gradient is not finite. The host waits for the device once.
             norm = get_total_norm([weights.grad for weights in model.parameters()])
             not_finite = ~(loss.isfinite() & norm.isfinite())
@@ -780,10 +783,10 @@ def main(args):
             count_step(since_start, seconds, waited, replaced)
             progress.update(f"loss {loss:.3f}, {describe_rate(since_start, args)}")
             is_last = step + 1 == total_steps
-            if is_last or (step + 1) % steps_to_measure == 0 and not stop:
+            if is_last or ((step + 1) % steps_to_measure == 0 and not stop):
                 measure(step + 1)
             end = reason_to_end(stop, skipped_in_a_row, signals, run, step + 1, total_steps)
-            if is_too_bad(since_start, args, steps_per_epoch):
+            if end is None and is_too_bad(since_start, args, steps_per_epoch):
                 end = unreadable(since_start, args, run)
             ends_epoch = (step + 1) % steps_per_epoch == 0
             if end or ends_epoch or run.save_is_due(args.save_minutes):
@@ -802,8 +805,8 @@ if __name__ == "__main__":
         "pretrain.py",
         interrupted="the same command resumes from the last checkpoint",
         hints={
-            torch.OutOfMemoryError: "the share of --batch-size of a process is too large for its "
-            "GPU; take a smaller one, or more GPUs"
+            torch.OutOfMemoryError: "a --share is too large for the memory of this GPU; take a "
+            "smaller one, which --k has to divide"
         },
     ):
         main(parse_args())

@@ -32,9 +32,10 @@ Each idea has a test that turns red when the idea is broken on purpose:
                   test_the_loop_draws_from_the_scenes_that_the_collection_has
               nothing trained, or not by Adam
                   test_a_run_trains_every_weight_by_adam
-              --tau or --jitter ignored; gathered embeddings without their gradient, or with the
-              mean of it instead of the sum
-                  test_two_processes_are_one_that_takes_their_shares_in_turn
+              --tau or --jitter ignored
+                  test_the_loss_and_the_gradient_of_a_step_are_the_means_of_its_shares
+              gathered embeddings without their gradient, or with the mean of it instead of the sum
+                  test_gather_contrasts_the_whole_batch_of_two_processes
               Equation 2 measured in training mode, on random crops, or on other snippets
                   test_held_out_titles_are_measured_evenly_central_clean_and_in_testing_mode
               a resumed run starts its epoch again

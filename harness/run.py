@@ -216,7 +216,6 @@ class StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM):
             self.handlers[number] = signal.signal(number, self.note)
         return self
-        return self
 
     def note(self, number, _):
         now = time.monotonic()

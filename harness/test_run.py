@@ -87,7 +87,6 @@ def test_two_processes_train_the_weights_and_statistics_of_one(toy, whole, tmp_p
     assert read_log(out) == pytest.approx(read_log(whole), rel=1e-3)
     assert_nearly_equal(load_checkpoint(out), load_checkpoint(whole))
     assert load_checkpoint(out)["video"]["stem.1.num_batches_tracked"] == 9
-    # It is another run than one that contrasts all sixteen.
     assert load_checkpoint(out)["args"]["processes"] == 2
 
 
@@ -199,23 +198,64 @@ def test_a_second_signal_is_obeyed_once_it_cannot_be_a_repetition(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def fine_tune_here(toy, out, *more):
+    """As `fine_tune` does with the real script, but in this module, which a test may change."""
+    flags = f"--width 8 --epochs 2 --warmup 1 --batch-size 20 --workers 0 --out {out}".split()
+    flags += "--crop 32 --scale 36 46 --short-side 40 --task toy-sound --data".split()
+    finetune.main(finetune.parse_args([*flags, *map(str, [toy / "sound", *more])]))
+
+
 def test_fine_tuning_that_is_told_to_stop_resumes_within_its_epoch(toy, tmp_path, monkeypatch):
     whole, half = tmp_path / "whole", tmp_path / "half"
     flags = ["--share", 10, "--epochs", 3]
     fine_tune(toy, whole, "toy-sound", *flags)
     with monkeypatch.context() as patch:
         interrupt_after(5, signal.SIGTERM, patch, finetune)  # in the third step, the epoch's first
-        argv = f"--width 8 --warmup 1 --batch-size 20 --workers 0 --out {half}".split()
-        argv += ["--task", "toy-sound", "--data", toy / "sound", *flags]
-        argv += "--crop 32 --scale 36 46 --short-side 40".split()
         with pytest.raises(Stopped, match="after step 3 of 6, which is saved"):
-            finetune.main(finetune.parse_args([str(word) for word in argv]))
+            fine_tune_here(toy, half, *flags)
     _, printed = fine_tune(toy, half, "toy-sound", *flags)
     assert "resumed after epoch 1 and step 1" in printed
     resumed = torch.load(half / "split1.pt", weights_only=True)
     assert_equal(resumed, torch.load(whole / "split1.pt", weights_only=True))
     assert read_log(half) == read_log(whole)
     assert not list(half.glob("*-before*"))
+
+
+def test_a_step_of_fine_tuning_that_is_not_finite_is_skipped(toy, tmp_path, monkeypatch):
+    """The running statistics, too, are those of before; ten such steps in a row end it."""
+    calls, statistics, loss_of_share = itertools.count(1), [], finetune.loss_of_share
+    spoiled = [2]
+
+    def noted(clips, labels, batch_key, front_end, model, processes):
+        statistics.append([buffer.clone() for buffer in model.buffers()])
+        loss, accuracy = loss_of_share(clips, labels, batch_key, front_end, model, processes)
+        return loss * (float("nan") if next(calls) in spoiled else 1), accuracy
+
+    monkeypatch.setattr(finetune, "loss_of_share", noted)
+    fine_tune_here(toy, tmp_path / "one")
+    assert read_log(tmp_path / "one", "skipped") == [1, 1]
+    assert np.isfinite(read_log(tmp_path / "one")).all()
+    _, before_skipped, after_skipped, _ = statistics
+    assert_equal(after_skipped, before_skipped)
+    spoiled[:] = range(5, 100)
+    with pytest.raises(BadInput, match="10 steps in a row had a loss or a gradient"):
+        fine_tune_here(toy, tmp_path / "all", "--epochs", 6)
+
+
+def test_a_checkpoint_of_a_gpu_resumes_on_a_cpu(toy, whole, tmp_path, monkeypatch):
+    """Adam is fused on a GPU, and its checkpoint says so."""
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt_after(4, signal.SIGTERM, patch)
+        with pytest.raises(Stopped):
+            pretrain_alone(toy, out)
+    checkpoint = load_checkpoint(out)
+    checkpoint["optimizer"]["param_groups"][0]["fused"] = True
+    torch.save(checkpoint, out / "checkpoint.pt")
+    pretrain_alone(toy, out)
+    [group] = load_checkpoint(out)["optimizer"]["param_groups"]
+    assert group["fused"] is False
+    assert_equal(load_checkpoint(out)["video"], load_checkpoint(whole)["video"])
 
 
 KILLED = """

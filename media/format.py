@@ -64,7 +64,7 @@ class Format:
 #
 # What is random when a sample is read is drawn from its key, (seed, epoch, step, place in the
 # global batch), and from one of these streams. So the number of workers changes nothing, and a
-# resumed run repeats itself. The front-ends draw for a batch, from (seed, epoch, step, rank). In
+# resumed run repeats itself. The front-ends draw for a share, from (seed, epoch, step, share). In
 # pretraining, `sampler.py` keeps streams 1 and 2 for titles and snippets; in fine-tuning there is
 # no sampler. With a stream of None the key alone seeds the generator; numpy pads it with zeros, so
 # HELD_OUT shares its numbers with one crop of epoch N, which does no harm.
