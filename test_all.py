@@ -246,6 +246,16 @@ def test_too_few_titles_are_repeated_evenly_without_repeating_a_snippet():
         assert sorted(sizes) == [8, 12, 12]
 
 
+def test_a_title_that_comes_again_has_a_window_again():
+    drawn = set()
+    for batch in HierarchicalSampler([40, 40, 40], 32, k=4, w=8):
+        for first in range(0, 32, 4):
+            snippets = [m for _, m, _ in batch[first : first + 4]]
+            assert max(snippets) - min(snippets) < 8
+            drawn.update(snippets)
+    assert drawn == set(range(40))
+
+
 def test_no_two_draws_share_their_numbers():
     """Title and window of a group were once drawn from one stream: keys are padded with zeros."""
     batches = HierarchicalSampler([1000] * 1000, 1, k=1)

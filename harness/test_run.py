@@ -5,6 +5,7 @@
 All runs here are of nine steps an epoch, each of two shares of eight snippets.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -34,10 +35,12 @@ from harness.fixtures import (
     pretraining_flags,
     read_log,
     refused,
+    run_script,
     torchrun,
 )
-from harness.run import Processes, Progress, Run, StopSignals
+from harness.run import Processes, Progress, Run, StopSignals, reason_to_end
 from media.format import Format
+from sampler import HierarchicalSampler
 
 NETWORKS = ("video", "audio", "video_head", "audio_head")  # entries of a checkpoint
 TRAINED = (*NETWORKS, "optimizer", "progress")
@@ -81,13 +84,46 @@ def assert_nearly_equal(found, expected):
 # --------------------------------------------------------------------------------------------
 
 
-def test_two_processes_train_the_weights_and_statistics_of_one(toy, whole, tmp_path):
-    out = tmp_path / "two"
-    torchrun("pretrain.py", *flags_of(toy, out))
-    assert read_log(out) == pytest.approx(read_log(whole), rel=1e-3)
-    assert_nearly_equal(load_checkpoint(out), load_checkpoint(whole))
-    assert load_checkpoint(out)["video"]["stem.1.num_batches_tracked"] == 9
-    assert load_checkpoint(out)["args"]["processes"] == 2
+def test_two_processes_take_the_steps_of_one(toy, tmp_path):
+    """Each takes two of four shares in turn. Later steps differ more and more, by rounding."""
+    logs, statistics = [], []
+    for out, start in ((tmp_path / "one", run_script), (tmp_path / "two", torchrun)):
+        start("pretrain.py", *flags_of(toy, out, "--batch-size", 32))
+        logs.append((read_log(out), read_log(out, "grad_norm")))
+        statistics.append(load_checkpoint(out)["video"])
+    (losses, norms), (losses_of_two, norms_of_two) = logs
+    assert len(losses_of_two) == len(losses) == 4
+    assert losses_of_two[:3] == pytest.approx(losses[:3], rel=1e-3)
+    assert norms_of_two[0] == pytest.approx(norms[0], rel=1e-4)
+    assert norms_of_two[1] == pytest.approx(norms[1], rel=1e-3)
+    for video in statistics:
+        assert video["stem.1.num_batches_tracked"] == 4
+    mean, mean_of_two = (video["stem.1.running_mean"] for video in statistics)
+    assert torch.allclose(mean_of_two, mean, rtol=1e-2, atol=1e-3)
+    assert load_checkpoint(tmp_path / "two")["args"]["processes"] == 2
+
+
+def test_processes_share_out_the_shares_of_a_minibatch():
+    args = types.SimpleNamespace(batch_size=16, share=4, epochs=2)
+
+    def shares_of(rank, world_size, step=0):
+        processes = Processes()
+        processes.rank, processes.world_size = rank, world_size
+        sampler = HierarchicalSampler([24] * 6, 16, 4)
+        return list(pretrain.own_shares(sampler, step, args, processes))
+
+    whole, first, second = shares_of(0, 1), shares_of(0, 2), shares_of(1, 2)
+    assert len(whole) == 2 * 9 * 4
+    for step in range(18):
+        own = slice(2 * step, 2 * step + 2)
+        assert first[own] + second[own] == whole[4 * step : 4 * step + 4]
+    assert shares_of(1, 2, step=11) == second[22:]
+
+
+def test_the_share_of_an_old_checkpoint_is_the_batch_of_one_of_its_processes():
+    assert pretrain.before({"batch_size": 512, "processes": 8})["share"] == 64
+    assert pretrain.before({"batch_size": 512})["share"] == 512
+    assert finetune.before({"batch_size": 96, "processes": 8})["share"] == 12
 
 
 def test_each_share_has_the_key_of_its_place_and_the_first_updates_the_statistics(
@@ -103,8 +139,11 @@ def test_each_share_has_the_key_of_its_place_and_the_first_updates_the_statistic
         assert len(batch["video"]) == 8
         return loss
 
+    checked = []
+    monkeypatch.setattr(Processes, "check_gpu", lambda _, *sizes: checked.append(sizes))
     monkeypatch.setattr(pretrain, "loss_of_share", noted)
     pretrain_alone(toy, tmp_path / "run", "--seed", 3)
+    assert checked == [(8, models.largest_map(width=8, frames=8, crop=32))]
     assert keys == list(itertools.product([3], [0], range(9), range(2)))
     assert all(all(first) for first in moved[::2])
     assert not any(any(second) for second in moved[1::2])
@@ -114,7 +153,7 @@ def test_fine_tuning_on_two_processes_is_that_on_one(toy, tmp_path):
     """The classifier has the same weights and statistics, and each test file counts once."""
     kept = []
     for out, alone in ((tmp_path / "one", True), (tmp_path / "two", False)):
-        flags = f"--width 8 --epochs 1 --warmup 0 --batch-size 20 --share 10 --out {out}"
+        flags = f"--width 8 --epochs 1 --warmup 0 --batch-size 20 --share 5 --out {out}"
         argv = ["--task", "toy-sound", "--data", toy / "sound", "--workers", 0, *flags.split()]
         if alone:
             finetune.main(finetune.parse_args([str(word) for word in argv]))
@@ -168,7 +207,13 @@ def test_the_command_that_is_stopped_says_so_in_a_line(toy, tmp_path):
     with subprocess.Popen(list(map(str, command)), **pipes, start_new_session=True) as process:
         wait_for_steps(out, 2)
         os.killpg(process.pid, signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(
+                    process.pid, signal.SIGKILL
+                )  # Nothing should be left, but a test may fail.
     last = errors.strip().splitlines()[-1]
     step = load_checkpoint(out)["progress"]["step"]
     assert process.returncode == 1 and "Traceback" not in errors
@@ -190,12 +235,24 @@ def wait_for_steps(out, steps):
 def test_a_second_signal_is_obeyed_once_it_cannot_be_a_repetition(monkeypatch):
     times = iter([100.0, 101.0, 107.0])
     monkeypatch.setattr(harness.run, "time", types.SimpleNamespace(monotonic=lambda: next(times)))
-    with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)  # as torchrun repeats it
-        assert signals.received == "SIGINT"
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup ignores it
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)  # as torchrun repeats it
+            assert signals.received == "SIGINT"
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_in_the_last_step_ends_nothing_early():
+    signals = types.SimpleNamespace(received="SIGTERM")
+    assert isinstance(reason_to_end(True, 0, signals, None, 8, 9), Stopped)
+    assert reason_to_end(True, 0, signals, None, 9, 9) is None
+    assert reason_to_end(False, 9, signals, None, 8, 9) is None
 
 
 def fine_tune_here(toy, out, *more):
@@ -213,6 +270,9 @@ def test_fine_tuning_that_is_told_to_stop_resumes_within_its_epoch(toy, tmp_path
         interrupt_after(5, signal.SIGTERM, patch, finetune)  # in the third step, the epoch's first
         with pytest.raises(Stopped, match="after step 3 of 6, which is saved"):
             fine_tune_here(toy, half, *flags)
+    state = torch.load(half / "last.pt", weights_only=True)
+    state["args"]["processes"] = 2  # as if it had been so, which does not matter
+    torch.save(state, half / "last.pt")
     _, printed = fine_tune(toy, half, "toy-sound", *flags)
     assert "resumed after epoch 1 and step 1" in printed
     resumed = torch.load(half / "split1.pt", weights_only=True)
@@ -223,21 +283,24 @@ def test_fine_tuning_that_is_told_to_stop_resumes_within_its_epoch(toy, tmp_path
 
 def test_a_step_of_fine_tuning_that_is_not_finite_is_skipped(toy, tmp_path, monkeypatch):
     """The running statistics, too, are those of before; ten such steps in a row end it."""
-    calls, statistics, loss_of_share = itertools.count(1), [], finetune.loss_of_share
-    spoiled = [2]
+    keys, statistics, loss_of_share = [], [], finetune.loss_of_share
+    spoiled = [3]  # the first share of the second step
 
     def noted(clips, labels, batch_key, front_end, model, processes):
+        keys.append(batch_key)
         statistics.append([buffer.clone() for buffer in model.buffers()])
         loss, accuracy = loss_of_share(clips, labels, batch_key, front_end, model, processes)
-        return loss * (float("nan") if next(calls) in spoiled else 1), accuracy
+        return loss * (float("nan") if len(keys) in spoiled else 1), accuracy
 
     monkeypatch.setattr(finetune, "loss_of_share", noted)
-    fine_tune_here(toy, tmp_path / "one")
+    fine_tune_here(toy, tmp_path / "one", "--share", 10)
+    assert keys == list(itertools.product([0], range(2), range(2), range(2)))
     assert read_log(tmp_path / "one", "skipped") == [1, 1]
     assert np.isfinite(read_log(tmp_path / "one")).all()
-    _, before_skipped, after_skipped, _ = statistics
-    assert_equal(after_skipped, before_skipped)
-    spoiled[:] = range(5, 100)
+    assert_equal(statistics[4], statistics[2])
+    with pytest.raises(AssertionError):
+        assert_equal(statistics[6], statistics[4])
+    spoiled[:] = range(9, 100)
     with pytest.raises(BadInput, match="10 steps in a row had a loss or a gradient"):
         fine_tune_here(toy, tmp_path / "all", "--epochs", 6)
 
@@ -322,6 +385,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert "resumed after step 4" in printed
     for name in TRAINED:
         assert_equal(load_checkpoint(out)[name], load_checkpoint(whole)[name])
+    assert read_log(out, "gap") == read_log(whole, "gap")
     for path in (last, out / "checkpoint-before.pt"):
         path.write_bytes(path.read_bytes()[:100_000])
     assert "no checkpoint of ours in it" in refused("pretrain.py", *flags_of(toy, out))
@@ -337,6 +401,10 @@ def test_a_damaged_checkpoint_does_not_replace_the_sound_one_before(toy, tmp_pat
     again.save({"step": 3})
     (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
     assert new_run(tmp_path).checkpoint["step"] == 1
+    for step in (4, 5):
+        again.save({"step": step})
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    assert new_run(tmp_path).checkpoint["step"] == 4
 
 
 def new_run(out):
@@ -589,6 +657,7 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     progress = Progress(Processes(), start=0, total=2)
     progress.update("loss 4.8")
+    progress.next_line = 0.0  # when a log file would get a line
     progress.update("loss 4.7")
     progress.close()
     printed = capsys.readouterr()
