@@ -149,23 +149,6 @@ def test_each_share_has_the_key_of_its_place_and_the_first_updates_the_statistic
     assert not any(any(second) for second in moved[1::2])
 
 
-def test_fine_tuning_on_two_processes_is_that_on_one(toy, tmp_path):
-    """The classifier has the same weights and statistics, and each test file counts once."""
-    kept = []
-    for out, alone in ((tmp_path / "one", True), (tmp_path / "two", False)):
-        flags = f"--width 8 --epochs 1 --warmup 0 --batch-size 20 --share 5 --out {out}"
-        argv = ["--task", "toy-sound", "--data", toy / "sound", "--workers", 0, *flags.split()]
-        if alone:
-            finetune.main(finetune.parse_args([str(word) for word in argv]))
-        else:
-            torchrun("finetune.py", *argv)
-        kept.append(torch.load(out / "split1.pt", weights_only=True)["model"])
-        result = json.loads((out / "result.json").read_text())
-        assert result["tests_of_split"] == {"1": 20} and len(result["accuracy_of_split"]) == 1
-    for name, value in kept[0].items():
-        assert torch.allclose(kept[1][name], value, rtol=1e-3, atol=1e-5), name
-
-
 # --------------------------------------------------------------------------------------------
 # Stopped, killed and resumed
 # --------------------------------------------------------------------------------------------
@@ -463,6 +446,12 @@ def start_node(rank, port, script, folder, flags):
     return subprocess.Popen(command, cwd=folder, env=os.environ | variables, **pipes)
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def test_a_node_without_the_folder_of_the_run_takes_what_rank_0_has(
     toy, whole, tmp_path, monkeypatch
 ):
@@ -479,9 +468,7 @@ def test_a_node_without_the_folder_of_the_run_takes_what_rank_0_has(
     (nodes[1] / "runs").write_text("a file, so that no folder can be made here")
     script = tmp_path / "node.py"
     script.write_text(NODE.format(root=str(ROOT)))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     flags = flags_of(toy, "runs/x")
     processes = [start_node(rank, port, script, nodes[rank], flags) for rank in range(2)]
     wait_for_steps(Path("runs/x"), 4)
@@ -498,6 +485,30 @@ def test_a_node_without_the_folder_of_the_run_takes_what_rank_0_has(
     assert changes[0] == (1, 2)
     assert read_log("runs/x") == pytest.approx(read_log(whole), rel=1e-3)
     assert_nearly_equal(load_checkpoint("runs/x"), load_checkpoint(whole))
+
+
+def test_fine_tuning_on_two_nodes_is_that_on_one_process(toy, tmp_path, monkeypatch):
+    """The same weights and statistics, share by share; rank 1 cannot write."""
+    flags = "--width 8 --epochs 1 --warmup 0 --batch-size 20 --share 5 --out runs/x --workers 0"
+    argv = ["--task", "toy-sound", "--data", str(toy / "sound"), *flags.split()]
+    alone, *nodes = (tmp_path / name for name in ("alone", "node0", "node1"))
+    for folder in (alone, *nodes):
+        folder.mkdir()
+    (nodes[1] / "runs").write_text("a file, so that no folder can be made here")
+    port = free_port()
+    script = ROOT / "finetune.py"
+    processes = [start_node(rank, port, script, nodes[rank], argv) for rank in range(2)]
+    monkeypatch.chdir(alone)
+    finetune.main(finetune.parse_args(argv))
+    ends = [process.communicate(timeout=100) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    results = [folder / "runs" / "x" for folder in (alone, nodes[0])]
+    for out in results:
+        result = json.loads((out / "result.json").read_text())
+        assert result["tests_of_split"] == {"1": 20} and len(result["accuracy_of_split"]) == 1
+    one, two = (torch.load(out / "split1.pt", weights_only=True)["model"] for out in results)
+    for name, value in one.items():
+        assert torch.allclose(two[name], value, rtol=1e-3, atol=1e-5), name
 
 
 # --------------------------------------------------------------------------------------------
