@@ -6,8 +6,9 @@
     torchrun --nproc_per_node 8 finetune.py --task ucf101 --split all --ckpt FILE      Table 5
 
 A run is a folder: last.pt (to resume from), result.json, confusion.png, split1.pt (the classifier),
-log.jsonl (not of a probe). The same command resumes after a kill, which costs an epoch at the most,
-and to a probe its features. The last epoch counts: the test files are looked at once, at the end.
+log.jsonl (not of a probe). The same command resumes: after Ctrl-C or SIGTERM where it was, after a
+kill at the last epoch's end; a probe computes its features again. The last epoch counts: the test
+files are looked at once, at the end.
 
 B clips; T frames of H x W pixels; S samples of sound; P mel filters; Q audio frames; C classes;
 V views of a test file; D features.

@@ -51,7 +51,7 @@ from models import AudioVisualModel, largest_map, restore_statistics, update_sta
 from sampler import HierarchicalSampler, IidSampler
 
 # -------------------------------------------------------------------------------------------------
-# Arguments: without flags, under torchrun on 8 GPUs, the run of the paper's ablations (4.2)
+# Arguments: without flags, on 1, 2, 4 or 8 GPUs, the run of the paper's ablations (4.2)
 # -------------------------------------------------------------------------------------------------
 
 SHARE = 64  # snippets that are contrasted together: 512 / 8 GPUs (4.1; our choice)

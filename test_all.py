@@ -118,6 +118,7 @@ from harness.fixtures import (
     assert_equal,
     damage,
     fine_tune,
+    fine_tuning_flags,
     load_checkpoint,
     onset,
     pretraining_flags,
@@ -1644,12 +1645,7 @@ def steps(monkeypatch):
 
 def fine_tuning_arguments(toy, out, task, *more):
     """Two epochs of two steps, from scratch, without warm-up."""
-    folder = toy / task.removeprefix("toy-")
-    flags = f"""
-        --task {task} --data {folder} --out {out} --width 8 --epochs 2 --warmup 0 --batch-size 20
-        --crop 32 --scale 36 46 --short-side 40 --workers 0
-    """
-    return finetune.parse_args([*flags.split(), *map(str, more)])
+    return finetune.parse_args(fine_tuning_flags(toy, out, task, "--warmup", 0, *more))
 
 
 def expected_inputs(train, args, front_end):

@@ -130,15 +130,19 @@ def pretraining_flags(toy, out, *more):
     return [*SMALL, *map(str, flags)]
 
 
-def fine_tune(toy, out, task, *more):
-    """Two epochs of a toy task at the sizes of `SMALL`. Returns (result.json, what was printed)."""
-    folder = toy / task.removeprefix("toy-")
+def fine_tuning_flags(toy, out, task, *more):
+    """The command line of two epochs of a toy task, at the sizes of `SMALL`. `more` wins."""
     flags = """
         --width 8 --epochs 2 --warmup 1 --batch-size 20 --crop 32 --scale 36 46 --short-side 40
         --workers 0
     """.split()
-    argv = ["--task", task, "--data", folder, "--out", out, *flags, *more]
-    status, printed, errors = run_script("finetune.py", *argv)
+    folder = toy / task.removeprefix("toy-")
+    return [*flags, *map(str, ["--task", task, "--data", folder, "--out", out, *more])]
+
+
+def fine_tune(toy, out, task, *more):
+    """Run the script. Returns (result.json, what was printed)."""
+    status, printed, errors = run_script("finetune.py", *fine_tuning_flags(toy, out, task, *more))
     assert not status, errors
     return json.loads((Path(out) / "result.json").read_text()), printed
 
@@ -154,24 +158,25 @@ def read_log(out, name="loss"):
     return [row[name] for row in rows if name in row]
 
 
+def render(root, flags):
+    """Render a toy world, and return its folder."""
+    status, _, errors = run_script("media", "toy", root, *flags.split())
+    assert not status, errors
+    return root
+
+
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
     """A small toy world: 8 films of 24 snippets, and 4 + 2 clips a class."""
     root = tmp_path_factory.mktemp("world") / "toy"
-    flags = "--titles 8 --snippets 24 --clips 4 2".split()
-    status, _, errors = run_script("media", "toy", root, *flags)
-    assert not status, errors
-    return root
+    return render(root, "--titles 8 --snippets 24 --clips 4 2")
 
 
 @pytest.fixture(scope="session")
 def shows(tmp_path_factory):
     """A toy world of 5 shows, each of 3 episodes of 8 snippets."""
     root = tmp_path_factory.mktemp("world") / "shows"
-    flags = "--titles 5 --episodes 3 --snippets 8 --clips 1 1".split()
-    status, _, errors = run_script("media", "toy", root, *flags)
-    assert not status, errors
-    return root
+    return render(root, "--titles 5 --episodes 3 --snippets 8 --clips 1 1")
 
 
 def assert_equal(a, b):

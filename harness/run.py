@@ -110,11 +110,9 @@ class Processes:
             )
         if self.precision == "bf16" and 2 * share * largest_map > 2**31:
             self.report(f"warning   --share {share} has maps above 2 GiB, which may be slow")
-        cudnn = torch.backends.cudnn.version() or 0
-        if self.precision == "bf16" and cudnn < 91500:
-            self.report(
-                f"warning   cuDNN {cudnn} has slow or wrong bf16 3-D convolutions: update it"
-            )
+        problem = cudnn_problem()
+        if self.precision == "bf16" and problem:
+            self.report(f"warning   {problem}")
 
     def own(self, number):
         """Of 0 .. number - 1, those of this process: neighbours, as many as any other has."""
@@ -192,6 +190,22 @@ class Processes:
             dist.destroy_process_group()
 
 
+def cudnn_problem():
+    """What is known to be wrong with bf16 on this version of cuDNN, or None."""
+    version = torch.backends.cudnn.version()
+    if version >= 91500:
+        return None
+    return (
+        f"with cuDNN {dotted(version)}, which is older than 9.15, 3-D convolutions in bf16 may be "
+        "slow, take much memory, or be wrong; update it"
+    )
+
+
+def dotted(version):
+    """cuDNN's number of its version (91002) as people write it (9.10.2)."""
+    return f"{version // 10000}.{version % 10000 // 100}.{version % 100}"
+
+
 # -------------------------------------------------------------------------------------------------
 # Stopping
 # -------------------------------------------------------------------------------------------------
@@ -222,10 +236,14 @@ class StopSignals:
         if self.received is None:
             self.received, self.time = signal.Signals(number).name, now
         elif now > self.time + self.AGAIN:
-            self.__exit__()
+            self.restore()
             signal.raise_signal(number)
 
     def __exit__(self, *_):
+        self.restore()
+
+    def restore(self):
+        """Give the signals back to those who obeyed them before."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 

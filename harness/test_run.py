@@ -31,6 +31,7 @@ from harness.fixtures import (
     ROOT,
     assert_equal,
     fine_tune,
+    fine_tuning_flags,
     load_checkpoint,
     pretraining_flags,
     read_log,
@@ -38,7 +39,14 @@ from harness.fixtures import (
     run_script,
     torchrun,
 )
-from harness.run import Processes, Progress, Run, StopSignals, reason_to_end
+from harness.run import (
+    Processes,
+    Progress,
+    Run,
+    StopSignals,
+    obey_parent_only,
+    reason_to_end,
+)
 from media.format import Format
 from sampler import HierarchicalSampler
 
@@ -182,14 +190,15 @@ def test_a_run_that_is_told_to_stop_saves_the_step_and_resumes(toy, whole, tmp_p
 
 
 def test_the_command_that_is_stopped_says_so_in_a_line(toy, tmp_path):
-    """From outside, as a terminal or Slurm stops the real script and its reading processes."""
+    """From outside, as a terminal and Slurm stop the real script and its reading processes."""
     out = tmp_path / "run"
     flags = flags_of(toy, out, "--epochs", 9, "--workers", 2)
     command = [sys.executable, ROOT / "pretrain.py", *flags]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen(list(map(str, command)), **pipes, start_new_session=True) as process:
         wait_for_steps(out, 2)
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM)  # at once, so it counts as a repetition
         try:
             _, errors = process.communicate(timeout=60)
         finally:
@@ -201,7 +210,7 @@ def test_the_command_that_is_stopped_says_so_in_a_line(toy, tmp_path):
     step = load_checkpoint(out)["progress"]["step"]
     assert process.returncode == 1 and "Traceback" not in errors
     assert last == (
-        f"pretrain.py: stopped by SIGTERM, after step {step} of 81, which is saved; the same "
+        f"pretrain.py: stopped by SIGINT, after step {step} of 81, which is saved; the same "
         "command resumes from there"
     )
 
@@ -240,9 +249,7 @@ def test_a_signal_in_the_last_step_ends_nothing_early():
 
 def fine_tune_here(toy, out, *more):
     """As `fine_tune` does with the real script, but in this module, which a test may change."""
-    flags = f"--width 8 --epochs 2 --warmup 1 --batch-size 20 --workers 0 --out {out}".split()
-    flags += "--crop 32 --scale 36 46 --short-side 40 --task toy-sound --data".split()
-    finetune.main(finetune.parse_args([*flags, *map(str, [toy / "sound", *more])]))
+    finetune.main(finetune.parse_args(fine_tuning_flags(toy, out, "toy-sound", *more)))
 
 
 def test_fine_tuning_that_is_told_to_stop_resumes_within_its_epoch(toy, tmp_path, monkeypatch):
@@ -334,6 +341,43 @@ def test_a_killed_process_brings_all_back_to_the_last_checkpoint(toy, whole, tmp
     assert f"resumed after step {step - 1}" in done.stdout and "warning" not in done.stdout
     assert read_log(tmp_path / "run") == pytest.approx(read_log(whole), rel=1e-3)
     assert_nearly_equal(load_checkpoint(tmp_path / "run"), load_checkpoint(whole))
+
+
+def test_all_reading_processes_obey_their_parent_only(toy, tmp_path, monkeypatch):
+    """Those of a measurement, too, and those of fine-tuning."""
+    for script, start in ((pretrain, pretrain_alone), (finetune, fine_tune_here)):
+        told, loader = [], script.DataLoader
+
+        def noted(*inputs, worker_init_fn=None, told=told, loader=loader, **options):
+            told.append((options.get("batch_sampler") is not None, worker_init_fn))
+            return loader(*inputs, worker_init_fn=worker_init_fn, **options)
+
+        monkeypatch.setattr(script, "DataLoader", noted)
+        start(toy, tmp_path / script.__name__)
+        assert (True, obey_parent_only) in told
+        if script is pretrain:  # The tests of fine-tuning begin after its loop.
+            assert {init for _, init in told} == {obey_parent_only}
+
+
+def test_gradients_are_averaged_with_the_last_share_only():
+    parallel = types.SimpleNamespace(no_sync=lambda: "without")
+    two, one = Processes(), Processes()
+    two.world_size = 2
+    assert two.accumulate(parallel, is_last=False) == "without"
+    assert two.accumulate(parallel, is_last=True) != "without"
+    assert one.accumulate(parallel, is_last=False) != "without"
+
+
+def test_rank_0_alone_lists_what_could_not_be_read_on_any_rank(tmp_path, monkeypatch):
+    processes = Processes()
+    run = Run(tmp_path, processes, settings={})
+    monkeypatch.setattr(processes, "collect_on_rank_0", lambda own: [*own, "b.mkv: damaged"])
+    run.log_failures("step 1", ["a.mkv: damaged"])
+    lines = (tmp_path / "bad.txt").read_text().splitlines()
+    assert lines == ["step 1: a.mkv: damaged", "step 1: b.mkv: damaged"]
+    monkeypatch.setattr(processes, "collect_on_rank_0", lambda own: [])  # as on other ranks
+    run.log_failures("step 2", ["c.mkv: damaged"])
+    assert len((tmp_path / "bad.txt").read_text().splitlines()) == 2
 
 
 def test_a_run_warns_where_torchrun_cannot_restart_it(monkeypatch, capsys):
@@ -553,7 +597,7 @@ def test_a_share_too_large_for_the_kernels_of_a_gpu_is_refused(monkeypatch, caps
         processes.check_gpu(150, largest)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     processes.check_gpu(64, largest)
-    assert "cuDNN 91002 has slow or wrong bf16 3-D convolutions" in capsys.readouterr().out
+    assert "warning   with cuDNN 9.10.2, which is older than 9.15, 3-D" in capsys.readouterr().out
     alone = Processes()
     alone.device = torch.device("cpu")
     alone.check_gpu(10_000, largest)

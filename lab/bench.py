@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader
 
 from data import AudioFrontEnd, Titles, VideoFrontEnd, collate
 from harness.errors import BadInput, HelpFormatter, make_parser, one_line_errors, refuse
+from harness.run import cudnn_problem, dotted
 from lab.show import check_format
 from loss import nce_loss
 from media.format import Format
@@ -577,20 +578,13 @@ def print_machine(device, snippet_flop):
         words[0] = f"{torch.cuda.get_device_name(device)}, {memory / 1e9:.0f} GB"
         words += [f"CUDA {torch.version.cuda}", f"cuDNN {dotted(version)}"]
         precision = torch.bfloat16
-        if version < 91500:
-            print(
-                f"warning: with cuDNN {dotted(version)}, which is older than 9.15, 3-D "
-                "convolutions in bf16 may be slow, take much memory, or be wrong"
-            )
+        problem = cudnn_problem()
+        if problem:
+            print(f"warning: {problem}")
     speed = product_speed(device, precision) / 1e12
     name = str(precision).removeprefix("torch.")
     words.append(f"a matrix product in {name} at {figure(speed)} TFLOP/s")
     print(f"{', '.join(words)}; a snippet takes {figure(snippet_flop / 1e9)} GFLOP")
-
-
-def dotted(version):
-    """cuDNN's number of its version (91002) as people write it (9.10.2)."""
-    return f"{version // 10000}.{version % 10000 // 100}.{version % 100}"
 
 
 def print_legend(variants, workers):

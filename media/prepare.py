@@ -423,7 +423,7 @@ def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1), requ
     note = check_target(source, target, fmt, language, require_language)
     where = destinations(titles, source, target)
     all_paths = [path for _, paths in titles for path in paths]
-    index = index_files(all_paths, source, language, False, require_language)
+    index = index_files(all_paths, source, language, quiet=False, require_language=require_language)
     write_note(target, note)
 
     empty = [(name, "no media files in it") for name, paths in titles if not paths]
