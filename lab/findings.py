@@ -1,107 +1,166 @@
 """What the paper finds, asked of runs on the toy world. lab/README.md has the verdicts.
 
-    python -m lab.findings lab/findings.json              every verdict, with its margins
+    python -m lab.findings lab/findings.json              every verdict, with its comparisons
     python -m lab.findings runs/compare/findings.json     the same for your own runs
 
-A finding has margins, numbers for each seed, and holds where all of them are above 0. What
-each finding asks was written down before a result was looked at. Three things changed later:
-the size of a discrepancy counts, and not its sign; w = k is also compared with the whole
-title; a third, weaker world for finding 4 was given up before it was run.
+A finding is a list of comparisons. A comparison says that one figure is above another one, and is
+made within each seed, between runs on one world: what is printed is the mean of the differences,
+their standard deviation, and how many seeds are on each side.
+
+Each verdict is given twice: with all runs, and without those that never began to match moments,
+whose KL(S⁻‖S⁺) ended below 0.1. The second says what a setting gives to those that it does not
+keep from learning. Only runs of one kind of processor are compared, since another kind adds up
+numbers in another order.
+
+What each finding asks was written down before a run of seeds 11 to 15 was made.
 """
 
-# Each function that asks a finding takes the `figures` of `figures_of`,
-# {(collection, label, name): (seeds,)}, and returns a list of margins, arrays (seeds,).
-
 import itertools
+from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
-from harness.errors import make_parser, one_line_errors
-from lab.compare import downstream, group, read_runs
+from harness.errors import make_parser, one_line_errors, printable
+from lab.compare import UNTRAINED, downstream, group, learning_curves, read_runs
 from loss import MEASURES
 
+BEGAN = 0.1  # KL(S⁻‖S⁺), in nats, of a run that began to tell moments of a title apart
+WORLDS = ("films", "tv", "shows")
+
+# Names of figures. Those of discrepancies are sizes: their signs do not count.
 DISCREPANCIES = ("kl_same_other", "gap")
 # {name of an accuracy: the task whose accuracy it is}
-PROBED = {"action": "toy-action, probe, split all", "sound": "toy-sound, probe, split all"}
-TUNED = {
-    "action tuned": "toy-action, fine-tuned, split 1",
-    "sound tuned": "toy-sound, fine-tuned, split 1",
+PROBED = {
+    "action": "toy-action, probe, 5 shots, split all",
+    "sound": "toy-sound, probe, 5 shots, split all",
 }
-TASKS = {**PROBED, **TUNED}
+TUNED = {
+    "action tuned": "toy-action, fine-tuned, 5 shots, split 1",
+    "sound tuned": "toy-sound, fine-tuned, 5 shots, split 1",
+}
+HALF_WAY = {f"{name} half-way": task for name, task in PROBED.items()}
+TAKE_OFF = "take-off"  # the share of the training after which a run began; 1 if it never did
+
+
+class Figure(NamedTuple):
+    """One number of each seed: the figure `name` of the runs with this label on a world."""
+
+    world: str
+    label: str
+    name: str
+
+
+class Comparison(NamedTuple):
+    """Holds in a seed where the sum of the `higher` figures is above that of the `lower` ones."""
+
+    higher: tuple
+    lower: tuple
 
 
 # --------------------------------------------------------------------------------------------------
-# The findings
+# The findings: each function returns the comparisons that a finding consists of
 # --------------------------------------------------------------------------------------------------
 
 
-def discrepancies_shrink_as_k_grows(figures):
+def discrepancies_shrink_as_k_grows():
     """Figure 1a: both discrepancies shrink; at k = 1 KL(S⁻‖S⁺) < KL(S≠‖S⁺)."""
-    same = figures["films", "k = 1", "kl_same_match"]
-    other = figures["films", "k = 1", "kl_other_match"]
-    shrinking = ascending(figures, DISCREPANCIES, "k = 64", "k = 16", "k = 4", "k = 1")
-    return [other - same, *shrinking]
+    baseline = above("films", "k = 1", "kl_other_match", "kl_same_match")
+    return [baseline, *ascending(DISCREPANCIES, "k = 64", "k = 16", "k = 4", "k = 1")]
 
 
-def discrepancies_shrink_with_the_window(figures):
-    """Figure 1b: at fixed k a smaller w shrinks both."""
-    return ascending(figures, DISCREPANCIES, "k = 16, w = 32", "k = 16")
+def discrepancies_shrink_with_the_window():
+    """Figure 1b: at fixed k a smaller w shrinks both; w is 2 k, 4 k and M_n."""
+    of_4 = ascending(DISCREPANCIES, "k = 4, w = 8", "k = 4, w = 16", "k = 4")
+    of_16 = ascending(DISCREPANCIES, "k = 16, w = 32", "k = 16, w = 64", "k = 16")
+    return of_4 + of_16
 
 
-def adjacent_snippets_cost_accuracy(figures):
-    """Figure 1c, Table 1: w = k shrinks both discrepancies most, and costs accuracy."""
-    against_window = ascending(figures, DISCREPANCIES, "k = 16, w = 16", "k = 16, w = 32")
-    names = (*DISCREPANCIES, *PROBED)
-    against_whole_title = ascending(figures, names, "k = 16, w = 16", "k = 16")
-    return against_window + against_whole_title
-
-
-def several_snippets_a_title_help(figures):
-    """Table 1: k > 1 beats k = 1 downstream, and by more on TV than on films."""
-    margins = []
+def adjacent_snippets_cost_accuracy():
+    """Figure 1c, Table 1: at each k, w = k shrinks both discrepancies, and costs accuracy."""
+    comparisons = []
     for k in (4, 16, 64):
-        margins += ascending(figures, PROBED, "k = 1", f"k = {k}")
-    for task in PROBED:
-        margins.append(gain(figures, "tv", task) - gain(figures, "films", task))
-    return margins
+        comparisons += ascending((*DISCREPANCIES, *PROBED), f"k = {k}, w = {k}", f"k = {k}")
+    return comparisons
 
 
-def the_loss_grows_with_difficulty(figures):
+def several_snippets_a_title_help():
+    """Table 1: k > 1 beats k = 1 downstream, and by more on TV than on films."""
+    comparisons = []
+    for k in (4, 16, 64):
+        comparisons += ascending(PROBED, "k = 1", f"k = {k}")
+    for world, name in itertools.product(("tv", "shows"), PROBED):
+        comparisons.append(larger_gain(world, "films", name))
+    return comparisons
+
+
+def the_loss_grows_with_difficulty():
     """Figure 3: it is higher for larger k, for smaller w, and highest for w = k."""
-    larger_k = ascending(figures, ["loss"], "k = 1", "k = 4", "k = 16", "k = 64")
-    smaller_w = ascending(figures, ["loss"], "k = 16", "k = 16, w = 32", "k = 16, w = 16")
-    highest = ascending(figures, ["loss"], "k = 64", "k = 16, w = 16")
-    return larger_k + smaller_w + highest
+    larger_k = ascending(["loss"], "k = 1", "k = 4", "k = 16", "k = 64")
+    of_4 = ascending(["loss"], "k = 4", "k = 4, w = 16", "k = 4, w = 8", "k = 4, w = 4")
+    of_16 = ascending(["loss"], "k = 16", "k = 16, w = 64", "k = 16, w = 32", "k = 16, w = 16")
+    of_64 = ascending(["loss"], "k = 64", "k = 64, w = 64")
+    return larger_k + of_4 + of_16 + of_64
 
 
-def jitter_shrinks_discrepancies_less_than_k(figures):
+def jitter_shrinks_discrepancies_less_than_k():
     """Figure 2: colour jitter shrinks the discrepancies of k = 1, less than k does."""
-    return ascending(figures, DISCREPANCIES, "k = 16", "k = 1, σ = 1.0", "k = 1")
+    return ascending(DISCREPANCIES, "k = 16", "k = 1, σ = 1.0", "k = 1")
 
 
-def no_temperature_is_a_clear_loser(figures):
-    """Table 2: unnormalised embeddings, or normalised ones over one of two temperatures.
-
-    A clear loser is the worst of the three in every seed. That is no difference of two figures,
-    so a task has one margin for all seeds: -1 if it has a clear loser, and else 1.
-    """
-    labels = ("k = 16", "k = 16, τ = 0.07", "k = 16, τ = 0.3")
-    margins = []
-    for task in PROBED:
-        accuracies = [figures["films", label, task] for label in labels]
-        worst = np.argmin(accuracies, axis=0)  # (seeds,) indices of labels
-        margin = 1.0
-        if len(set(worst)) == 1:
-            margin = -1.0
-        margins.append(np.array([margin]))
-    return margins
+def normalised_embeddings_cost_accuracy():
+    """4.2, Table 2: normalised, over τ, they lose much on actions, and gain nothing on sounds."""
+    comparisons = []
+    for tau in (0.07, 0.3):
+        comparisons += ascending(PROBED, f"k = 16, τ = {tau}", "k = 16")
+    return comparisons
 
 
-def pretraining_beats_none(figures):
+def pretraining_beats_none():
     """Not in the paper: k = 16 beats training from scratch, and untrained features in a probe."""
-    tuned = ascending(figures, TUNED, "none", "k = 16")
-    probed = ascending(figures, PROBED, "none", "k = 16")
-    return tuned + probed
+    comparisons = []
+    for world in WORLDS:
+        comparisons += ascending(PROBED, UNTRAINED, "k = 16", world=world)
+    return comparisons + ascending(TUNED, UNTRAINED, "k = 16")
+
+
+def scenes_beat_windows():
+    """Not in the paper, which leaves scenes to the future (4.2): they beat w = 32, and w = M_n."""
+    against_window = ascending(PROBED, "k = 16, w = 32", "k = 16, w = scene")
+    return against_window + ascending(PROBED, "k = 16", "k = 16, w = scene")
+
+
+def several_snippets_beat_shuffled_ones():
+    """Section 3: k = 16 beats snippets drawn i.i.d., in each world."""
+    comparisons = []
+    for world in WORLDS:
+        comparisons += ascending(PROBED, "i.i.d.", "k = 16", world=world)
+    return comparisons
+
+
+def several_snippets_learn_sooner():
+    """Not in the paper: half-way k = 16 is ahead of k = 1, and it takes off earlier."""
+    comparisons = []
+    for world in WORLDS:
+        comparisons += ascending(HALF_WAY, "k = 1", "k = 16", world=world)
+        comparisons += ascending([TAKE_OFF], "k = 16", "k = 1", world=world)
+    return comparisons
+
+
+def several_snippets_learn_more():
+    """Table 1 upon convergence: at the end k = 16 is ahead of k = 1, in each world."""
+    comparisons = []
+    for world in WORLDS:
+        comparisons += ascending(PROBED, "k = 1", "k = 16", world=world)
+    return comparisons
+
+
+def several_snippets_tell_moments_apart():
+    """Not in the paper: k = 16 tells two moments of one title apart more often than k = 1."""
+    comparisons = []
+    for world in WORLDS:
+        comparisons += ascending(["sync_same"], "k = 1", "k = 16", world=world)
+    return comparisons
 
 
 FINDINGS = {
@@ -111,87 +170,226 @@ FINDINGS = {
     4: several_snippets_a_title_help,
     5: the_loss_grows_with_difficulty,
     6: jitter_shrinks_discrepancies_less_than_k,
-    7: no_temperature_is_a_clear_loser,
+    7: normalised_embeddings_cost_accuracy,
     8: pretraining_beats_none,
+    9: scenes_beat_windows,
+    10: several_snippets_beat_shuffled_ones,
+    11: several_snippets_learn_sooner,
+    12: several_snippets_learn_more,
+    13: several_snippets_tell_moments_apart,
 }
 
 
-def ascending(figures, names, *labels):
-    """Return how much larger the figure of each label is than that of the label before it.
-
-    For each of these names, on `films`, in absolute value.
-    """
-    margins = []
+def ascending(names, *labels, world="films"):
+    """Compare the figures of each label with those of the label before it, which are lower."""
+    comparisons = []
     for low, high in itertools.pairwise(labels):
         for name in names:
-            lower = np.abs(figures["films", low, name])
-            higher = np.abs(figures["films", high, name])
-            margins.append(higher - lower)
-    return margins
+            higher = Figure(world, high, name)
+            lower = Figure(world, low, name)
+            comparisons.append(Comparison((higher,), (lower,)))
+    return comparisons
 
 
-def gain(figures, collection, task):
-    """Return how much k = 16 is above k = 1."""
-    return figures[collection, "k = 16", task] - figures[collection, "k = 1", task]
+def above(world, label, high, low):
+    """Compare two figures of the same runs."""
+    return Comparison((Figure(world, label, high),), (Figure(world, label, low),))
+
+
+def larger_gain(high, low, name):
+    """Compare how much k = 16 is above k = 1 in two worlds."""
+    higher = (Figure(high, "k = 16", name), Figure(low, "k = 1", name))
+    lower = (Figure(high, "k = 1", name), Figure(low, "k = 16", name))
+    return Comparison(higher, lower)
 
 
 # --------------------------------------------------------------------------------------------------
-# From runs to verdicts
+# From runs to figures
 # --------------------------------------------------------------------------------------------------
 
 
-def figures_of(path):
-    """Return {(collection, label, name): (seeds,)} of a findings.json, in the order of the seeds.
+def figures_of(rows):
+    """Return {Figure: {seed: value}} of rows, as `lab.compare` reads them.
 
-    A name is "loss", one of loss.MEASURES, or an accuracy (0 to 1): one of TASKS. A figure
-    that some seed lacks is not there.
+    A name is "loss", one of loss.MEASURES, TAKE_OFF, or an accuracy from 0 to 1: one of PROBED,
+    TUNED and HALF_WAY.
     """
-    rows = read_runs([path])
     pretrained = [row for row in rows if "final" in row]
-    by_seed = {}  # {(collection, label, name): {seed: value}}
-    for collection, groups in group(pretrained).items():
-        for label, runs in groups.items():
-            for name in ("loss", *MEASURES):
-                finals = {seed: row["final"].get(name) for seed, row in runs.items()}
-                by_seed[collection, label, name] = finals
-        results = downstream(rows, groups)
-        for name, task in TASKS.items():
-            for label, runs in results.get(task, {}).items():
-                accuracies = {seed: row["accuracy"] for seed, row in runs.items()}
-                by_seed[collection, label, name] = accuracies
-    seeds = sorted({row["seed"] for row in rows})
     figures = {}
-    for figure, value_of_seed in by_seed.items():
-        values = [value_of_seed.get(seed) for seed in seeds]
-        if None not in values:
-            figures[figure] = np.array(values)
+    for world, groups in group(pretrained).items():
+        for label, seeds in groups.items():
+            for seed, row in seeds.items():
+                for name, value in figures_of_run(row).items():
+                    figures.setdefault(Figure(world, label, name), {})[seed] = value
+        results = downstream(rows, groups)
+        for name, task in {**PROBED, **TUNED}.items():
+            for label, accuracy_of_seed in results.get(task, {}).items():
+                figures[Figure(world, label, name)] = dict(accuracy_of_seed)
+        curves = learning_curves(rows, groups)
+        for name, task in HALF_WAY.items():
+            for label, curve_of_seed in curves.get(task, {}).items():
+                half_way = {seed: middle_of(curve) for seed, curve in curve_of_seed.items()}
+                figures[Figure(world, label, name)] = half_way
     return figures
 
 
+def figures_of_run(row):
+    """Return {name: value} of one pretraining."""
+    figures = {}
+    for name in ("loss", *MEASURES):
+        if name in row["final"]:
+            figures[name] = row["final"][name]
+    if "gap" in figures:
+        figures["gap"] = abs(figures["gap"])
+    if "curves" in row:
+        figures[TAKE_OFF] = take_off(*row["curves"]["kl_same_match"])
+    return figures
+
+
+def take_off(steps, divergences):
+    """Return the share of the training after which KL(S⁻‖S⁺) first reached BEGAN, or 1.
+
+    Between two measurements it is taken to be linear.
+    """
+    pairs = itertools.pairwise(zip(steps, divergences))
+    for (step_before, before), (step, divergence) in pairs:
+        if divergence >= BEGAN:
+            share = (BEGAN - before) / (divergence - before) if before < BEGAN else 0
+            return (step_before + share * (step - step_before)) / steps[-1]
+    return 1.0
+
+
+def middle_of(curve):
+    """Return the accuracy of a learning curve at half of its steps, or between the two nearest."""
+    steps, accuracies = curve
+    return float(np.interp(steps[-1] / 2, steps, accuracies))
+
+
+def never_began(figures):
+    """Return the (world, label, seed) of runs that never told moments of a title apart."""
+    late = set()
+    for figure, value_of_seed in figures.items():
+        if figure.name == "kl_same_match":
+            for seed, value in value_of_seed.items():
+                if value < BEGAN:
+                    late.add((figure.world, figure.label, seed))
+    return late
+
+
+def of_one_processor(rows):
+    """Return (the rows of the most common kind of processor, that kind, {other kind: rows})."""
+    kinds = Counter(processor_of(row) for row in rows)
+    # Of two that are equally common, the first in alphabetical order.
+    kind = min(kinds, key=lambda kind: (-kinds[kind], kind))
+    others = {other: count for other, count in sorted(kinds.items()) if other != kind}
+    kept = [row for row in rows if processor_of(row) == kind]
+    return kept, kind, others
+
+
+def processor_of(row):
+    return row.get("versions", {}).get("processor", "a processor that was not recorded")
+
+
+# --------------------------------------------------------------------------------------------------
+# From figures to verdicts
+# --------------------------------------------------------------------------------------------------
+
+
+def margins_of(comparison, figures, left_out=()):
+    """Return {seed: how much `higher` is above `lower`}, of the seeds that have all figures.
+
+    left_out  (world, label, seed) of runs that do not count
+    """
+    involved = [*comparison.higher, *comparison.lower]
+    seeds = set.intersection(*(set(figures.get(figure, {})) for figure in involved))
+    margins = {}
+    for seed in sorted(seeds):
+        runs = {(figure.world, figure.label, seed) for figure in involved}
+        if runs.isdisjoint(left_out):
+            high = sum(figures[figure][seed] for figure in comparison.higher)
+            low = sum(figures[figure][seed] for figure in comparison.lower)
+            margins[seed] = high - low
+    return margins
+
+
 def verdict(margins):
-    """Say whether each margin is above 0: in each seed, in the mean of the seeds, or in part."""
-    if all((margin > 0).all() for margin in margins):
-        return "holds"
-    right = sum(margin.mean() > 0 for margin in margins)
-    if right == len(margins):
-        return "holds in the mean"
-    if right > 0:
-        return f"in part, {right} of {len(margins)}"
-    return "does not hold"
+    """Say whether each comparison comes out: in each seed, in the mean of the seeds, or in part.
+
+    margins  {seed: value} of each comparison; one without a seed is not asked, and named so
+    """
+    asked = [np.array(list(of_seed.values())) for of_seed in margins if of_seed]
+    if not asked:
+        return "not asked"
+    right = sum(values.mean() > 0 for values in asked)
+    if all((values > 0).all() for values in asked):
+        found = "holds"
+    elif right == len(asked):
+        found = "holds in the mean"
+    elif right > 0:
+        found = f"in part, {right} of {len(asked)}"
+    else:
+        found = "does not hold"
+    if len(asked) < len(margins):
+        found += f" ({len(asked)} of {len(margins)} asked)"
+    return found
+
+
+def describe(comparison):
+    """Write a comparison in words: "films, action: k = 16 > k = 1"."""
+    high, low = comparison.higher[0], comparison.lower[0]
+    if len(comparison.higher) > 1:
+        *_, other = comparison.lower
+        return f"{high.name}: k = 16 − k = 1 on {high.world} > on {other.world}"
+    if high.label == low.label:
+        return f"{high.world}, {high.label}: {high.name} > {low.name}"
+    return f"{high.world}, {high.name}: {high.label} > {low.label}"
+
+
+def describe_margins(margins):
+    """Write mean ± standard deviation, and the seeds on each side: "+0.12 ± 0.05, 4 : 1"."""
+    values = np.array(list(margins.values()))
+    if len(values) == 0:
+        return "no seed has both"
+    text = f"{values.mean():+.3f}"
+    if len(values) > 1:
+        text += f" ± {values.std(ddof=1):.3f}"
+    return f"{text}, {(values > 0).sum()} : {(values <= 0).sum()}"
+
+
+def ask(finding, figures):
+    """Return (comparisons, margins with all runs, margins without those that never began, those).
+
+    Those are the runs that the finding is about and that never began, as (world, label, seed).
+    """
+    comparisons = finding()
+    involved = set()
+    for comparison in comparisons:
+        for figure in (*comparison.higher, *comparison.lower):
+            involved.add((figure.world, figure.label))
+    late = {run for run in never_began(figures) if run[:2] in involved}
+    with_all = [margins_of(comparison, figures) for comparison in comparisons]
+    without = [margins_of(comparison, figures, late) for comparison in comparisons]
+    return comparisons, with_all, without, late
 
 
 def print_verdicts(path):
-    figures = figures_of(path)
-    for number, ask in FINDINGS.items():
-        try:
-            margins = ask(figures)
-        except KeyError as error:
-            collection, label, name = error.args[0]
-            missing = f'"{name}" of "{label}" on "{collection}"'
-            print(f"{number}  not asked: {path} lacks {missing} in one seed or more")
-            continue
-        in_each_seed = [margin.round(3).tolist() for margin in margins]
-        print(f"{number}  {verdict(margins):20} margins in each seed: {in_each_seed}")
+    rows, kind, others = of_one_processor(read_runs([path]))
+    print(f"{len(rows)} runs on {printable(kind)}")
+    for other, count in others.items():
+        print(f"left out: {count} runs on {printable(other)}")
+    figures = figures_of(rows)
+    for number, finding in FINDINGS.items():
+        comparisons, with_all, without, late = ask(finding, figures)
+        print()
+        print(f"{number}  {finding.__doc__}")
+        print(f"    all runs: {verdict(with_all)}")
+        if late:
+            print(f"    without {len(late)} that never began: {verdict(without)}")
+        for comparison, margins, margins_without in zip(comparisons, with_all, without):
+            line = f"      {describe(comparison)}: {describe_margins(margins)}"
+            if margins_without.keys() != margins.keys():
+                line += f"; without: {describe_margins(margins_without)}"
+            print(line)
 
 
 def parse_args(argv=None):

@@ -1,23 +1,33 @@
 #!/usr/bin/env bash
 #
-# The runs behind the findings in lab/README.md, on the toy world, and their comparison.
+# The runs behind the findings in lab/README.md, on toy worlds of their own.
 #
-#   bash lab/sweep.sh                    36 pretrainings, 102 downstream runs: 2 h 18 min
-#   bash lab/sweep.sh --headline         k = 1, 4, 16 and 64 with their probes, seed 1: 11 min
-#   bash lab/sweep.sh --seeds "4 5 6"    all runs, of other seeds
+#   bash lab/sweep.sh                          all runs
+#   bash lab/sweep.sh --headline               k = 1, 4, 16, 64 and i.i.d., in three worlds
+#   bash lab/sweep.sh --seeds "21 22"          all runs, of other seeds
+#   bash lab/sweep.sh --list                   print the jobs, and make nothing
 #
-# The times are of two cores. Two runs go side by side, with a core each. Each run writes
-# runs/NAME/ and runs/NAME.log; of one that fails, the last line of its log is printed. After an
-# interruption the same command continues: a finished run is not repeated, any other resumes
-# from its last checkpoint. The comparison is written to runs/compare.
+# A job is a pretraining with its probes and fine-tunings, and has a core to itself. Each finished
+# run becomes a row of lab/findings.json, with the commit, the processor and the versions that it
+# was made with. A run whose row is there is not made again; of one that was interrupted, the same
+# command resumes. Each run writes runs/sweep/NAME/ and runs/sweep/NAME.log; of one that fails, the
+# last line of its log is printed. A world takes 1.1 GB in datasets/sweep/.
 
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1
+# glibc would give each large tensor back to the kernel, and a training step would then spend a
+# quarter of its time on faulting 80,000 pages in again.
+export MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_MAX_=0
 
-seeds="1 2 3"
-job_limit=1000
+export ROWS=lab/findings.json
+export EPOCHS=2
+export SETTINGS="--toy --workers 1 --keep --epochs $EPOCHS --width 8 --measure-every 0.25"
+headline_seeds="11 12 13 14 15"
+other_seeds="11 12 13"
+only_headline=
+list=
 
 # refuse MESSAGE: end with the one line that says what is wrong and what would be right.
 refuse() {
@@ -28,92 +38,162 @@ refuse() {
 while [ $# -gt 0 ]; do
   case $1 in
     --headline)
-      seeds=1
-      job_limit=4
+      only_headline=1
+      shift
+      ;;
+    --list)
+      list=1
       shift
       ;;
     --seeds)
-      [ $# -gt 1 ] || refuse '--seeds: name one or more of them, such as --seeds "1 2 3"'
-      seeds=$2
+      [ $# -gt 1 ] || refuse '--seeds: name one or more of them, such as --seeds "11 12"'
+      headline_seeds=$2
+      other_seeds=$2
       shift 2
       ;;
     *)
-      refuse "$1: must be --headline, or --seeds with a list, such as --seeds \"1 2 3\""
+      refuse "$1: must be --headline, --list, or --seeds with a list, such as --seeds \"11 12\""
       ;;
   esac
 done
 
-# make_world NAME ARTEFACTS SEED: render a toy world, unless it is there.
+# make_world WORLD SEED: render datasets/sweep/WORLD-SEED, unless it is there. Titles are many more
+# than the 64 places of a minibatch. `films` and `tv` differ in the strength of what betrays a
+# title, `films` and `shows` in that a title has four files. Each has 24,576 snippets.
 make_world() {
-  local name=$1 artefacts=$2 seed=$3
-  local world=datasets/$name-$seed
-  [ -e "$world" ] || python -m media toy "$world" --seed "$seed" --artefacts "$artefacts"
+  local world=$1 seed=$2
+  local folder=datasets/sweep/$world-$seed
+  local flags
+  case $world in
+    films) flags="--artefacts 0.5 --titles 256 --snippets 96" ;;
+    tv) flags="--artefacts 0.7 --titles 256 --snippets 96" ;;
+    shows) flags="--artefacts 0.5 --titles 96 --snippets 64 --episodes 4" ;;
+  esac
+  # Two jobs may want the same world at the same time. A word of $flags is a flag.
+  # shellcheck disable=SC2086
+  (
+    flock 9
+    [ -e "$folder" ] || python -m media toy "$folder" --seed "$seed" $flags
+  ) 9> "$folder.lock"
 }
 
-# logged OUT COMMAND...: run a command with its output in OUT.log.
-logged() {
-  local out=$1
+# has_row NAME: whether a run has its row.
+has_row() {
+  [ -e "$ROWS" ] && grep -q "\"run\": \"$1\"" "$ROWS"
+}
+
+# make_run NAME COMMAND...: a run in runs/sweep/NAME, and its row.
+make_run() {
+  local name=$1
+  local out=runs/sweep/$name
   shift
-  "$@" > "$out.log" 2>&1 || { tail -n 1 "$out.log"; return 1; }
+  if [ ! -e "$out/result.json" ] && ! "$@" --out "$out" > "$out.log" 2>&1 < /dev/null; then
+    echo "$name: $(tail -n 1 "$out.log")"
+    return 1
+  fi
+  python -m lab.compare --add "$ROWS" "$out"
 }
 
-# pretrain SEED NAME FLAGS...: one pretraining, and a linear probe of its video and of its audio.
-pretrain() {
-  local seed=$1 name=$2
-  shift 2
-  local world=$name-$seed
-  local word task out=runs/$world
-  for word in "$@"; do
-    out+=${word/#--/-}
-  done
-  logged "$out" python pretrain.py --toy --workers 1 --data "datasets/$world/films" \
-    --seed "$seed" "$@" --out "$out" || return 0
+# list_tests KIND: a line for each run that tests a network: what it is called after the network,
+# the labelled set, the file with the weights, and flags.
+list_tests() {
+  local task epoch
+  local probe="--probe --split all --shots 1 2 5"
   for task in action sound; do
-    tune "$seed" "$world" "$task" "$out-$task" --ckpt "$out/checkpoint.pt" --probe --split all
+    case $1 in
+      probe)
+        echo "$task $task checkpoint.pt $probe"
+        ;;
+      curve)
+        echo "$task $task checkpoint.pt $probe"
+        for ((epoch = 1; epoch < EPOCHS; epoch++)); do
+          echo "epoch$epoch-$task $task epoch$epoch.pt $probe"
+        done
+        ;;
+      tune)
+        echo "$task-tuned $task checkpoint.pt"
+        echo "$task-tuned5 $task checkpoint.pt --shots 5"
+        ;;
+    esac
   done
 }
 
-# tune SEED WORLD TASK OUT FLAGS...: one fine-tuning, or one probe.
-tune() {
-  local seed=$1 world=$2 task=$3 out=$4
+# do_job SEED WORLD NETWORK KIND FLAGS...: pretrain a network and test it. A run with a row is not
+# made again; but a test needs the weights, so a pretraining may be.
+do_job() {
+  local seed=$1 world=$2 network=$3 kind=$4
   shift 4
-  logged "$out" python finetune.py --task "toy-$task" --workers 1 --data "datasets/$world/$task" \
-    --seed "$seed" "$@" --out "$out" || true
+  local name=$world-$seed-$network
+  local films=datasets/sweep/$world-$seed
+  local test task weights flags
+  pretrain() {
+    [ "$network" = untrained ] && return
+    [ -e "runs/sweep/$name/result.json" ] && has_row "$name" && return
+    # shellcheck disable=SC2086  # A word of $SETTINGS is a flag.
+    make_run "$name" python pretrain.py $SETTINGS --data "$films/films" --seed "$seed" "$@"
+  }
+  has_row "$name" || [ "$network" = untrained ] || pretrain "$@" || return 0
+  list_tests "$kind" | while read -r test task weights flags; do
+    has_row "$name-$test" && continue
+    make_world "$world" "$seed"
+    pretrain "$@" || return 0
+    [ "$network" = untrained ] || flags+=" --ckpt runs/sweep/$name/$weights"
+    # shellcheck disable=SC2086  # A word of $flags is a flag.
+    make_run "$name-$test" python finetune.py --task "toy-$task" --workers 1 \
+      --data "$films/$task" --seed "$seed" $flags || true
+  done
 }
 
-# Print all jobs, a line each, and for each flags a line for each seed. The headline has one
-# seed, so its jobs, the four values of k, are the first four lines.
+# list_headline SEED: in three worlds, each k, shuffled snippets, and no pretraining.
+list_headline() {
+  local world
+  for world in films tv shows; do
+    echo "$1 $world k1 curve --k 1"
+    echo "$1 $world k16 curve --k 16"
+    echo "$1 $world iid curve --sampling iid"
+    echo "$1 $world k4 probe --k 4"
+    echo "$1 $world k64 probe --k 64"
+    echo "$1 $world untrained probe"
+  done
+}
+
+# list_others SEED: windows, scenes, colour jitter, temperatures, and fine-tuning, on films.
+list_others() {
+  local k w tau
+  for k in 4 16 64; do
+    echo "$1 films k$k-w$k probe --k $k --w $k"
+  done
+  for w in 8 16; do
+    echo "$1 films k4-w$w probe --k 4 --w $w"
+  done
+  for w in 32 64 scene; do
+    echo "$1 films k16-w$w probe --k 16 --w $w"
+  done
+  echo "$1 films k1-jitter1 probe --k 1 --jitter 1"
+  for tau in 0.07 0.3; do
+    echo "$1 films k16-tau$tau probe --k 16 --tau $tau"
+  done
+  echo "$1 films k1 tune --k 1"
+  echo "$1 films k16 tune --k 16"
+  echo "$1 films untrained tune"
+}
+
 list_jobs() {
-  local seed task name k flags
-  for flags in \
-    "films --k 1" "films --k 4" "films --k 16" "films --k 64" \
-    "films --w 32" "films --w 16" "films --w scene" \
-    "films --k 1 --jitter 1" "films --tau 0.07" "films --tau 0.3" \
-    "tv --k 1" "tv --k 16"
-  do
-    for seed in $seeds; do
-      echo "pretrain $seed $flags"
-    done
+  local seed
+  for seed in $headline_seeds; do
+    list_headline "$seed"
   done
-  for seed in $seeds; do
-    for task in action sound; do
-      for name in films tv; do
-        echo "tune $seed $name-$seed $task runs/$name-$seed-untrained-$task --probe --split all"
-      done
-      echo "tune $seed films-$seed $task runs/films-$seed-scratch-$task-tuned"
-      for k in 1 16; do
-        echo "tune $seed films-$seed $task runs/films-$seed-k$k-$task-tuned" \
-          "--ckpt runs/films-$seed-k$k/checkpoint.pt"
-      done
-    done
+  [ -z "$only_headline" ] || return 0
+  for seed in $other_seeds; do
+    list_others "$seed"
   done
 }
 
-mkdir -p runs
-for seed in $seeds; do
-  make_world films 0.5 "$seed"
-  make_world tv 0.7 "$seed"
-done
-export -f logged pretrain tune
-list_jobs | awk -v limit="$job_limit" 'NR <= limit' | xargs -P 2 -I{} bash -c {}
-python -m lab.compare runs/{films,tv}-*/
+if [ "$list" ]; then
+  list_jobs
+  exit
+fi
+mkdir -p runs/sweep datasets/sweep
+export -f make_world has_row make_run list_tests do_job
+list_jobs | xargs -P "$(nproc)" -I{} bash -c "do_job {}"
+python -m lab.findings "$ROWS"

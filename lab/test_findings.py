@@ -1,0 +1,298 @@
+"""Tests of the findings: made-up runs on which all of them hold, and the same turned round."""
+
+import json
+
+import numpy as np
+import pytest
+
+from harness.fixtures import refused, run_script
+from lab.findings import (
+    FINDINGS,
+    ask,
+    describe_margins,
+    figures_of,
+    margins_of,
+    never_began,
+    of_one_processor,
+    take_off,
+    verdict,
+)
+
+STEPS, BATCH = 600, 64
+SEEDS = (11, 12, 13)
+
+# What a made-up run is like: its arguments, and figures from which all findings follow.
+RUNS = {
+    "k1": {"k": 1, "discrepancy": 1.0, "loss": 3.0, "accuracy": 0.30, "sync_same": 0.6},
+    "k4": {"k": 4, "discrepancy": 0.8, "loss": 3.2, "accuracy": 0.40},
+    "k16": {"k": 16, "discrepancy": 0.6, "loss": 3.4, "accuracy": 0.50, "sync_same": 0.8},
+    "k64": {"k": 64, "discrepancy": 0.4, "loss": 3.6, "accuracy": 0.45},
+    "iid": {"sampling": "iid", "k": 1, "accuracy": 0.28},
+    "k4-w16": {"k": 4, "w": 16, "discrepancy": 0.7, "loss": 3.3},
+    "k4-w8": {"k": 4, "w": 8, "discrepancy": 0.65, "loss": 3.35},
+    "k4-w4": {"k": 4, "w": 4, "discrepancy": 0.5, "loss": 3.5, "accuracy": 0.20},
+    "k16-w64": {"k": 16, "w": 64, "discrepancy": 0.55, "loss": 3.45},
+    "k16-w32": {"k": 16, "w": 32, "discrepancy": 0.52, "loss": 3.5, "accuracy": 0.48},
+    "k16-w16": {"k": 16, "w": 16, "discrepancy": 0.3, "loss": 3.8, "accuracy": 0.35},
+    "k64-w64": {"k": 64, "w": 64, "discrepancy": 0.2, "loss": 3.9, "accuracy": 0.3},
+    "k16-wscene": {"k": 16, "w": "scene", "accuracy": 0.6},
+    "k1-jitter1": {"k": 1, "jitter": 1.0, "discrepancy": 0.9},
+    "k16-tau0.07": {"k": 16, "tau": 0.07, "accuracy": 0.45},
+    "k16-tau0.3": {"k": 16, "tau": 0.3, "accuracy": 0.42},
+}
+UNTRAINED_ACCURACY = 0.1
+BEGINS = {"k1": 0.75}  # the share of the training after which a run takes off; others: 0.25
+TURNED = {"discrepancy": 1.5, "loss": 7.0, "accuracy": 1.0, "sync_same": 1.5, "begins": 1.0}
+
+
+def made_up_rows(turned=False):
+    """Rows on which all findings hold or, turned round, none does."""
+    rows = []
+    for seed in SEEDS:
+        for world in ("films", "tv", "shows"):
+            for name in RUNS:
+                rows += rows_of_a_run(world, seed, name, turned)
+            rows += rows_of_tests(world, seed, "untrained", UNTRAINED_ACCURACY, turned)
+    return rows
+
+
+def rows_of_a_run(world, seed, name, turned):
+    figures = {"discrepancy": 0.5, "loss": 3.4, "accuracy": 0.4, "sync_same": 0.7, **RUNS[name]}
+    # The gain of k = 16 over k = 1 is larger on TV.
+    if name == "k1" and world != "films":
+        figures["accuracy"] -= 0.1
+
+    def turn(kind, value):
+        return TURNED[kind] - value if turned else value
+
+    begins = turn("begins", BEGINS.get(name, 0.25)) * STEPS
+    discrepancy = turn("discrepancy", figures["discrepancy"]) + 0.001 * seed
+    final = {
+        "loss": turn("loss", figures["loss"]) + 0.001 * seed,
+        "kl_same_other": discrepancy,
+        "kl_same_match": 2.0 if turned else 1.0,
+        "kl_other_match": 1.0 if turned else 2.0,
+        "gap": discrepancy,
+        "sync_same": turn("sync_same", figures["sync_same"]),
+    }
+    row = {
+        "run": f"{world}-{seed}-{name}",
+        "seed": seed,
+        "arguments": {
+            "k": figures["k"],
+            "w": figures.get("w"),
+            "tau": figures.get("tau"),
+            "jitter": figures.get("jitter", 0.0),
+            "sampling": figures.get("sampling", "hierarchical"),
+            "batch_size": BATCH,
+            "seed": seed,
+            "data": f"datasets/{world}-{seed}/films",
+        },
+        "done": {"snippets": STEPS * BATCH, "bad": 0, "skipped": 0},
+        # It is 0.05 until the run takes off, and then rises at once.
+        "curves": {"kl_same_match": ([0, begins, begins + 1e-3, STEPS], [0.05, 0.05, 1, 1])},
+        "final": final,
+    }
+    return [row, *rows_of_tests(world, seed, name, figures["accuracy"], turned)]
+
+
+def rows_of_tests(world, seed, name, accuracy, turned):
+    """Probes at half of the steps and at the end, with 5 clips of a class, and fine-tunings."""
+    run = f"{world}-{seed}-{name}"
+    rows = []
+    for task in ("action", "sound"):
+        row = {
+            "seed": seed,
+            "pretraining": None if name == "untrained" else run,
+            "arguments": {"data": f"datasets/{world}-{seed}/{task}"},
+        }
+        # Turned round, all accuracies are mirrored; those of fine-tuning are a little higher.
+        few, tuned = accuracy, accuracy + 0.2
+        if turned:
+            few, tuned = 1 - few, 1 - tuned
+        probe = {
+            **row,
+            "task": f"toy-{task}, probe, split all",
+            "accuracy": 0.9,
+            "accuracy_of_shots": {"1": 0.15, "5": few},
+        }
+        if name == "untrained":
+            rows.append({**probe, "run": f"{run}-{task}", "pretraining_step": None})
+        else:
+            rows.append({**probe, "run": f"{run}-{task}", "pretraining_step": STEPS})
+            early = f"{run}-epoch1-{task}"
+            rows.append({**probe, "run": early, "pretraining_step": STEPS // 2})
+        rows.append(
+            {
+                **row,
+                "run": f"{run}-{task}-tuned5",
+                "task": f"toy-{task}, fine-tuned, 5 shots, split 1",
+                "accuracy": tuned,
+                "pretraining_step": None if name == "untrained" else STEPS,
+            }
+        )
+    return rows
+
+
+def verdicts_of(rows):
+    """{number of a finding: (verdict with all runs, verdict without those that never began)}."""
+    figures = figures_of(rows)
+    found = {}
+    for number, finding in FINDINGS.items():
+        _, with_all, without, _ = ask(finding, figures)
+        found[number] = (verdict(with_all), verdict(without))
+    return found
+
+
+def changed(run, **final):
+    """The made-up rows, with other final figures of the pretrainings whose names end in `run`."""
+    rows = made_up_rows()
+    for row in rows:
+        if "final" in row and row["run"].endswith(run):
+            row["final"].update(final)
+    return rows
+
+
+def with_accuracy(run, value):
+    """The made-up rows, with another accuracy of the tests with this in their names."""
+    rows = made_up_rows()
+    for row in rows:
+        if "task" in row and run in row["run"]:
+            row["accuracy"] = value
+            row["accuracy_of_shots"] = {"5": value}
+    return rows
+
+
+def not_held(rows):
+    """The findings that do not hold in each seed, with all runs."""
+    return [number for number, (found, _) in verdicts_of(rows).items() if found != "holds"]
+
+
+def test_all_findings_hold_of_runs_made_so():
+    expected = dict.fromkeys(FINDINGS, ("holds", "holds"))
+    assert verdicts_of(made_up_rows()) == expected
+
+
+def test_turned_round_no_finding_holds():
+    expected = dict.fromkeys(FINDINGS, ("does not hold", "does not hold"))
+    assert verdicts_of(made_up_rows(turned=True)) == expected
+
+
+def test_the_findings_ask_what_they_say():
+    """One thing is turned round in the runs on which all findings hold."""
+    assert not_held(changed("films-12-k64", kl_same_other=5)) == [1, 3]
+    assert not_held(changed("films-12-k1", kl_same_match=3)) == [1]
+    assert not_held(changed("films-12-k4-w8", gap=5)) == [2]
+    assert not_held(changed("films-12-k16-w64", kl_same_other=5)) == [2]
+    assert not_held(changed("films-12-k64-w64", gap=5)) == [3]
+    assert not_held(with_accuracy("films-12-k4-w4-sound", 0.9)) == [3]
+    assert not_held(with_accuracy("films-12-k4-action", 0.1)) == [3, 4]
+    assert not_held(with_accuracy("shows-12-k1-sound", 0.45)) == [4]
+    assert not_held(changed("films-12-k4-w8", loss=9)) == [5]
+    assert not_held(changed("films-12-k64-w64", loss=1)) == [5]
+    assert not_held(changed("films-12-k1-jitter1", gap=0.1)) == [6]
+    assert not_held(with_accuracy("films-12-k16-tau0.3-action", 0.9)) == [7]
+    assert not_held(with_accuracy("tv-12-untrained-sound", 0.9)) == [8]
+    assert not_held(with_accuracy("films-12-untrained-action-tuned5", 0.9)) == [8]
+    assert not_held(with_accuracy("films-12-k16-wscene-sound", 0.1)) == [9]
+    assert not_held(with_accuracy("shows-12-iid-sound", 0.9)) == [10]
+    assert not_held(with_accuracy("tv-12-k16-epoch1-sound", 0.1)) == [11]
+    assert not_held(changed("tv-12-k16", sync_same=0.1)) == [13]
+    assert 12 in not_held(with_accuracy("shows-12-k16-action", 0.1))
+
+
+def test_a_run_is_late_that_takes_off_late():
+    rows = made_up_rows()
+    for row in rows:
+        if row["run"] == "shows-13-k16":
+            row["curves"]["kl_same_match"] = ([0, STEPS], [0.05, 0.06])
+    assert not_held(rows) == [11]
+
+
+def test_take_off_is_the_share_of_the_training_until_the_divergence_is_reached():
+    assert take_off([0, 100, 200, 400], [0.0, 0.05, 0.15, 2]) == pytest.approx(150 / 400)
+    assert take_off([0, 400], [0.0, 0.09]) == 1
+    assert take_off([0, 400], [0.2, 0.3]) == 0
+
+
+def test_the_size_of_a_discrepancy_counts_and_not_its_sign():
+    assert 1 in not_held(changed("films-12-k64", gap=-5))
+
+
+def test_runs_that_never_began_are_counted_and_can_be_left_out():
+    """Of k = 16 one seed never began, and is behind k = 1 on all accounts."""
+    rows = with_accuracy("films-12-k16-", 0.05)
+    for row in rows:
+        if row["run"] == "films-12-k16":
+            row["final"]["kl_same_match"] = 0.05
+    figures = figures_of(rows)
+    assert never_began(figures) == {("films", "k = 16", 12)}
+    comparisons, with_all, without, late = ask(FINDINGS[12], figures)
+    of_films = comparisons[0].higher[0]
+    assert (of_films.world, of_films.label) == ("films", "k = 16")
+    assert late == {("films", "k = 16", 12)}
+    assert sorted(with_all[0]) == [11, 12, 13] and sorted(without[0]) == [11, 13]
+    assert with_all[0][12] < 0 and min(without[0].values()) > 0
+    assert verdict(with_all) == "holds in the mean" and verdict(without) == "holds"
+    # A finding that is not about this run has nothing to leave out.
+    *_, late = ask(FINDINGS[6], figures_of(changed("tv-12-k16", kl_same_match=0.05)))
+    assert late == set()
+
+
+def test_a_comparison_is_made_within_a_seed():
+    figures = figures_of(made_up_rows())
+    finding = FINDINGS[12]()[0]
+    del figures[finding.lower[0]][12]
+    assert sorted(margins_of(finding, figures)) == [11, 13]
+    figures[finding.higher[0]] = {12: 0.5}
+    assert margins_of(finding, figures) == {}
+
+
+def test_a_verdict_counts_seeds_means_and_what_is_not_asked():
+    good, mixed, bad = {1: 1.0, 2: 2.0}, {1: -1.0, 2: 2.0}, {1: 1.0, 2: -2.0}
+    assert verdict([good, good]) == "holds"
+    assert verdict([good, mixed]) == "holds in the mean"
+    assert verdict([good, mixed, bad]) == "in part, 2 of 3"
+    assert verdict([bad]) == "does not hold"
+    assert verdict([good, {}]) == "holds (1 of 2 asked)"
+    assert verdict([{}, {}]) == "not asked"
+
+
+def test_margins_have_mean_spread_and_the_seeds_on_each_side():
+    assert describe_margins({11: 0.1, 12: 0.3, 13: -0.1}) == "+0.100 ± 0.200, 2 : 1"
+    assert describe_margins({11: -0.25}) == "-0.250, 0 : 1"
+    assert describe_margins({}) == "no seed has both"
+
+
+def test_only_runs_of_one_kind_of_processor_are_compared():
+    rows = made_up_rows()
+    for row in rows:
+        row["versions"] = {"processor": "B"}
+        if row["seed"] == 12:
+            row["versions"] = {"processor": "A"}
+    kept, kind, others = of_one_processor(rows)
+    assert kind == "B" and others == {"A": len(rows) // 3}
+    assert {row["seed"] for row in kept} == {11, 13}
+    del rows[0]["versions"]
+    _, _, others = of_one_processor(rows)
+    assert others["a processor that was not recorded"] == 1
+
+
+def test_the_verdicts_are_printed(tmp_path):
+    rows = with_accuracy("films-12-k16-action", 0.05)
+    for row in rows:
+        if row["run"] == "films-12-k16":
+            row["final"]["kl_same_match"] = 0.05
+    (tmp_path / "findings.json").write_text(json.dumps(rows))
+    status, printed, errors = run_script("lab.findings", tmp_path / "findings.json")
+    assert not status, errors
+    lines = [line.strip() for line in printed.splitlines()]
+    assert f"{len(rows)} runs on a processor that was not recorded" in lines
+    start = next(i for i, line in enumerate(lines) if line.startswith("12  Table 1"))
+    assert lines[start + 1] == "all runs: holds in the mean"
+    assert lines[start + 2] == "without 1 that never began: holds"
+    values = np.array([0.2, -0.25, 0.2])
+    spread = f"{values.mean():+.3f} ± {values.std(ddof=1):.3f}"
+    without = "without: +0.200 ± 0.000, 2 : 0"
+    assert lines[start + 3] == f"films, action: k = 16 > k = 1: {spread}, 2 : 1; {without}"
+    assert "no finished run" in refused("lab.findings", tmp_path / "none.json")
