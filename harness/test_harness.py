@@ -19,9 +19,11 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import finetune
 import pretrain
+from harness.curves import draw, summarise
 from harness.errors import BadInput, one_line_errors, printable
 from harness.files import atomic_write, in_own_process
 from harness.fixtures import (
@@ -256,6 +258,26 @@ def test_a_processor_is_named_with_what_decides_on_its_sums(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     assert processor() == "NVIDIA H100"
+
+
+# --------------------------------------------------------------------------------------------
+# Pictures
+# --------------------------------------------------------------------------------------------
+
+
+def test_each_panel_has_its_unit_and_the_line_of_chance(monkeypatch):
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    measures = {"speed": ("how fast", "m/s"), "hits": ("what hits", "%"), "new": ("new", "bits")}
+    log = [{"step": 1, "loss": 2.0}, {"step": 1, "speed": 3.0, "hits": 60}]
+    summary = summarise(log, measures)
+    del summary["curves"]["new"]  # as in the summary of an older run
+    draw("curves.png", {"x": {0: summary}}, measures, loss_unit="dB", chance={"hits": 50, "new": 1})
+    [figure] = saved
+    shown = [(axes.get_title(), axes.get_ylabel()) for axes in figure.axes]
+    assert shown == [("how fast", "m/s"), ("what hits", "%"), ("training loss", "dB")]
+    lines = [[line.get_ydata() for line in axes.get_lines()] for axes in figure.axes]
+    assert lines == [[[3.0]], [[60], [50, 50]], [[2.0]]]
 
 
 # --------------------------------------------------------------------------------------------
