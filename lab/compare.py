@@ -31,10 +31,10 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.curves import draw, in_lines, legend_below
+from harness.curves import draw, in_lines, legend_below, was_measured
 from harness.errors import BadInput, make_parser, one_line_errors, printable
 from harness.files import atomic_write
-from loss import MEASURES
+from loss import CHANCE, MEASURES
 from media.collection import collection_name
 
 SIGNS = {"w": "w", "jitter": "σ", "tau": "τ"}  # Arguments that a label names where they are set.
@@ -381,7 +381,16 @@ def draw_sweep(path, groups, results, all_labels, all_tasks):
         groups = {with_window(label): seeds for label, seeds in groups.items()}
         all_labels = [with_window(label) for label in all_labels]
     loss_title = "training loss (Equation 1)"
-    draw(path, groups, MEASURES, last_panel, all_labels, loss_title=loss_title, crowded=crowded)
+    draw(
+        path,
+        groups,
+        MEASURES,
+        last_panel,
+        all_labels,
+        loss_title=loss_title,
+        chance=CHANCE,
+        crowded=crowded,
+    )
 
 
 def has_untrained(results):
@@ -448,8 +457,14 @@ def accuracies(seeds):
 
 
 def print_table(collection, groups, results):
-    """Print mean ± standard deviation over the seeds, a row a label, in Markdown (Table 1)."""
-    measures = {"loss": "loss", **MEASURES}
+    """Print mean ± standard deviation over the seeds, a row a label, in Markdown (Table 1).
+
+    What was never measured gets no column.
+    """
+    measures = {"loss": "loss"}
+    for name, (caption, _) in MEASURES.items():
+        if was_measured(name, groups):
+            measures[name] = caption
     heads = [collection, "seeds", *measures.values(), *results]
     print()
     print(table_row(heads))
