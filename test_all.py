@@ -636,7 +636,7 @@ OF_A_SNIPPET = (
     sampler.SNIPPETS,
     sampler.SHUFFLE,
 )
-OF_A_CLIP = (streams.CLIP_START, streams.CLIP_SCALE, streams.CLIP_CROP)
+OF_A_CLIP = (streams.CLIP_START, streams.CLIP_SCALE, streams.CLIP_CROP, streams.SHOTS)
 OF_A_BATCH = (streams.COLOUR, streams.BANDS)
 
 
@@ -1716,7 +1716,7 @@ def test_a_probe_is_the_logistic_regression_on_frozen_features():
     x = spread + np.arange(60)[:, None, None] % 3 * [1, 0, 0.1, 0, 0] + 7
     features = {f"{i}": torch.from_numpy(x[i]).float() for i in range(60)}
     fc = torch.nn.Linear(5, 3)
-    finetune.fit_probe(fc, features, train)
+    finetune.fit_probe(fc, features, train.items)
     # At the minimum the gradient of mean cross-entropy is that of |W|^2 / 2N, for W on
     # standardised features.
     z, y = torch.from_numpy(x).flatten(0, 1), torch.arange(60).repeat_interleave(2) % 3
