@@ -156,8 +156,7 @@ def figures_of(path):
                 by_seed[collection, label, name] = finals
         results = downstream(rows, groups)
         for name, task in TASKS.items():
-            for label, runs in results.get(task, {}).items():
-                accuracies = {seed: row["accuracy"] for seed, row in runs.items()}
+            for label, accuracies in results.get(task, {}).items():
                 by_seed[collection, label, name] = accuracies
     seeds = sorted({row["seed"] for row in rows})
     figures = {}

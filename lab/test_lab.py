@@ -580,9 +580,87 @@ def test_seeds_of_the_same_arguments_are_one_curve(capsys):
     tested = downstream_row("tv-k16", "tv-k16", "hmdb51", 0.5, "hmdb51")
     tests = [{**tested, "seed": 0}, {**tested, "run": "again", "seed": 0}]
     results = downstream(tests, groups)
-    assert results == {"hmdb51": {"k = 16": {0: tests[0]}}}
+    assert results == {"hmdb51": {"k = 16": {0: 0.5}}}
     printed = capsys.readouterr().out
     assert printed == "again: the same label, task and seed as tv-k16-hmdb51, skipped\n"
+
+
+def result_of_probe(ckpt="runs/tv-k16/checkpoint.pt", seed=0, **settings):
+    """A result.json of finetune.py, of a probe without few shots."""
+    settings = {"task": "toy-action", "probe": True, "split": "all", "shots": None, **settings}
+    return {
+        "task": "toy-action",
+        "accuracy": 0.8,
+        "pretraining_step": None,
+        "settings": {**settings, "ckpt": ckpt, "seed": seed, "data": f"datasets/tv-{seed}/action"},
+    }
+
+
+def test_what_a_row_keeps_of_few_shots_and_of_the_step(tmp_path):
+    probe = result_of_probe(shots=[1, 5])
+    probe |= {"accuracy_of_shots": {"1": 0.2, "5": 0.4}, "pretraining_step": 9}
+    row = lab.compare.downstream_row(probe)
+    assert row["task"] == "toy-action, probe, split all" and row["pretraining_step"] == 9
+    assert row["accuracy_of_shots"] == {"1": 0.2, "5": 0.4}
+    old = lab.compare.downstream_row(result_of_probe(ckpt=None))
+    assert old.keys() == {"task", "pretraining", "accuracy", "arguments"}
+    for shots, words in (([1], "1 shot, "), ([5], "5 shots, "), (None, "")):
+        tuned = result_of_probe(probe=False, split="1", shots=shots)
+        row = lab.compare.downstream_row(tuned)
+        assert row["task"] == f"toy-action, fine-tuned, {words}split 1"
+        assert "accuracy_of_shots" not in row
+
+
+def row_of_probe(run, **changes):
+    """The row of `result_of_probe` with these arguments, or with these values of the result."""
+    of_result = {"accuracy", "accuracy_of_shots", "pretraining_step"} & changes.keys()
+    values = {name: changes.pop(name) for name in of_result}
+    result = {**result_of_probe(**changes), **values}
+    row = lab.compare.downstream_row(result)
+    return {"run": run, "seed": result["settings"]["seed"], **row}
+
+
+def test_few_shots_are_tasks_of_their_own(capsys):
+    """Those of a probe come after its accuracy with all clips, in the order of their number."""
+    groups = group([row_of_flags("tv")])["tv"]
+    few = {"10": 0.5, "5": 0.4, "1": 0.2}
+    rows = [
+        row_of_probe("probe", accuracy_of_shots=few),
+        row_of_probe("probe-again", accuracy_of_shots={"1": 0.1, "2": 0.3}),
+        row_of_probe("tuned", probe=False, split="1", shots=[5], accuracy=0.6),
+        row_of_probe("untrained", ckpt=None, accuracy_of_shots={"1": 0.1, "7": 0.3}),
+    ]
+    assert list(downstream(rows, groups).items()) == [
+        ("toy-action, probe, split all", {"k = 16": {0: 0.8}, "none": {0: 0.8}}),
+        ("toy-action, probe, 1 shot, split all", {"k = 16": {0: 0.2}, "none": {0: 0.1}}),
+        ("toy-action, probe, 5 shots, split all", {"k = 16": {0: 0.4}}),
+        ("toy-action, probe, 10 shots, split all", {"k = 16": {0: 0.5}}),
+        ("toy-action, fine-tuned, 5 shots, split 1", {"k = 16": {0: 0.6}}),
+    ]
+    printed = capsys.readouterr().out
+    assert printed == "probe-again: the same label, task and seed as probe, skipped\n"
+
+
+def test_a_checkpoint_inside_a_run_is_no_result_of_it(capsys):
+    pretrained = row_of_flags("tv --batch-size 64")  # whose curves end at step 100
+    counted = {**pretrained, "done": {"snippets": 64 * 120, "bad": 0, "skipped": 5}}
+    for row, last in ((pretrained, 100), (counted, 125)):
+        groups = group([row])["tv"]
+        rows = [
+            row_of_probe("epoch1", ckpt="runs/tv-k16-batch-size64/epoch1.pt", accuracy=0.3),
+            row_of_probe("epoch2", ckpt="runs/tv-k16-batch-size64/epoch2.pt", accuracy=0.4),
+            row_of_probe("final", ckpt="runs/tv-k16-batch-size64/checkpoint.pt", accuracy=0.5),
+        ]
+        for tested, step in zip(rows, (1, last - 1, last)):
+            tested["pretraining_step"] = step
+        [accuracies] = downstream(rows, groups).values()
+        assert accuracies == {"k = 16": {0: 0.5}}
+        del rows[0]["pretraining_step"]  # An older row has none, and counts as of the end.
+        [accuracies] = downstream(rows[:2], groups).values()
+        assert accuracies == {"k = 16": {0: 0.3}}
+        untrained = row_of_probe("untrained", ckpt=None)
+        assert downstream([rows[1], untrained], groups) == {}
+    assert capsys.readouterr().out == ""
 
 
 def test_only_base_labels_are_in_the_sweeps_of_k_w_jitter_and_tau():
