@@ -2,6 +2,7 @@
 
     python -m lab.compare runs/*                         pictures, a table, findings.json
     python -m lab.compare lab/findings.json --out DIR    the same again, from their rows
+    python -m lab.compare --add FILE.json runs/NAME      nothing but one more row in FILE.json
 
 Runs that differ in nothing but their seed are one row of the table and one curve. Runs that
 differ in any other argument are told apart by their labels. Each sweep of a collection is a
@@ -30,6 +31,7 @@ for each run that was compared.
 
 import collections
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +40,7 @@ import numpy as np
 
 from harness.curves import draw, in_lines, legend_below
 from harness.errors import BadInput, make_parser, one_line_errors, printable
-from harness.files import atomic_write
+from harness.files import atomic_write, one_at_a_time
 from loss import MEASURES
 from media.collection import collection_name
 
@@ -70,7 +72,12 @@ def read_runs(paths):
     """
     rows = {}
     for path in map(Path, paths):
-        for row in read_rows(path):
+        try:
+            found = read_rows(path)
+        except FileNotFoundError:
+            print(f"{printable(path)}: no finished run, skipped")
+            continue
+        for row in found:
             if row["run"] in rows:
                 print(f"{printable(row['run'])}: given twice, the first one counts")
                 continue
@@ -88,8 +95,12 @@ def read_runs(paths):
     return [rows[name] for name in sorted(rows)]
 
 
-def read_rows(path):
-    """Return the rows of one folder, or of one findings.json: none where no run is finished."""
+def read_rows(path, remedy="leave it out"):
+    """Return the rows of one folder, or of one findings.json.
+
+    Raises FileNotFoundError where no run is finished, and BadInput, with a remedy, for a file of
+    something else.
+    """
     try:
         if path.suffix != ".json":
             return [read_run(path)]
@@ -97,12 +108,13 @@ def read_rows(path):
         if not all({"run", "seed", "arguments"} <= set(row) for row in rows):
             raise ValueError("a row lacks its run, seed or arguments")
         return rows
-    except (FileNotFoundError, NotADirectoryError):
-        print(f"{printable(path)}: no finished run, skipped")
-        return []
+    except FileNotFoundError:
+        raise
+    except NotADirectoryError as error:
+        raise FileNotFoundError(path) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         writers = "pretrain.py, finetune.py or lab.compare"
-        raise BadInput(f"{path}: not what {writers} writes ({error}); leave it out") from error
+        raise BadInput(f"{path}: not what {writers} writes ({error}); {remedy}") from error
 
 
 def read_run(path):
@@ -110,7 +122,8 @@ def read_run(path):
     result = json.loads((path / "result.json").read_text())
     if "accuracy" in result:
         result = downstream_row(result)
-    return {"run": path.name, "seed": result["arguments"]["seed"], **result}
+    name = Path(os.path.abspath(path)).name  # The folder "." has a name, too.
+    return {"run": name, "seed": result["arguments"]["seed"], **result}
 
 
 def downstream_row(result):
@@ -142,6 +155,50 @@ def task_of(arguments, shots=None):
     if shots is not None:
         words.append("1 shot" if shots == 1 else f"{shots} shots")
     return ", ".join([*words, f"split {arguments['split']}"])
+
+
+def add_rows(file, paths):
+    """Add the rows of finished runs to a findings.json, sorted by run; make it where it is missing.
+
+    A run that has a row there keeps it. Several processes may add rows to one file at a time.
+    Raises BadInput if a run is not finished, after the others are added.
+    """
+    file = Path(file)
+    if file.suffix != ".json":
+        raise BadInput(
+            f"--add {file}: must be the name of a findings.json, to which rows are added"
+        )
+    found, unfinished = [], []
+    for path in map(Path, paths):
+        try:
+            found += read_rows(path)
+        except FileNotFoundError:
+            unfinished.append(str(path))
+    if found:
+        merge_rows(file, found)
+    if unfinished:
+        names = " ".join(unfinished)
+        raise BadInput(f"{names}: no finished run; name folders with a result.json")
+
+
+def merge_rows(file, found):
+    """Add those of these rows whose runs have none in the file, and report what was added."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(file.parent):
+        there = read_rows(file, "name another file") if file.exists() else []
+        rows = {row["run"]: row for row in there}
+        for row in found:
+            rows.setdefault(row["run"], row)
+        added = len(rows) - len(there)
+        if added > 0:
+            write_rows(file, [rows[name] for name in sorted(rows)])
+    print(f"{printable(file)}: {added} added, now {len(rows)} runs")
+
+
+def write_rows(path, rows):
+    """Write a findings.json, with one row a line, whole or not at all."""
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    atomic_write(path, partial(Path.write_text, data=f"[\n{lines}\n]\n"))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -445,9 +502,7 @@ def compare(paths, out):
     rows = read_runs(paths)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    findings = f"[\n{lines}\n]\n"
-    atomic_write(out / "findings.json", partial(Path.write_text, data=findings))
+    write_rows(out / "findings.json", rows)
     pretrained = [row for row in rows if "final" in row]
     base_of_collection = {name: base_of(rows) for name, rows in by_collection(pretrained).items()}
     groups_of = group(pretrained)
@@ -612,11 +667,21 @@ def parse_args(argv=None):
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="the folder of a run, or a findings.json"
     )
-    parser.add_argument("--out", default="runs/compare", help="the folder to write to")
+    what_to_do = parser.add_mutually_exclusive_group()
+    what_to_do.add_argument("--out", default="runs/compare", help="the folder to write to")
+    what_to_do.add_argument(
+        "--add",
+        metavar="FILE",
+        help="add the rows of the runs to this findings.json, and do nothing else; it is made "
+        "where it is missing, and a run that has a row there keeps it",
+    )
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
     with one_line_errors("python -m lab.compare", interrupted="run the same command again"):
         args = parse_args()
-        compare(args.runs, args.out)
+        if args.add is not None:
+            add_rows(args.add, args.runs)
+        else:
+            compare(args.runs, args.out)

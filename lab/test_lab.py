@@ -6,6 +6,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,16 @@ from harness.fixtures import (
     run_script,
     write_film,
 )
-from lab.compare import base_of, compare, downstream, group, read_runs, sweeps, with_window
+from lab.compare import (
+    add_rows,
+    base_of,
+    compare,
+    downstream,
+    group,
+    read_runs,
+    sweeps,
+    with_window,
+)
 from lab.findings import FINDINGS, PROBED, TUNED, figures_of, verdict
 from loss import MEASURES
 from media.format import Format
@@ -288,6 +299,81 @@ def test_what_comparing_refuses(tmp_path):
     for content in ('{"loss": 1}', '[{"loss": 1}]', "[1]", "1", "text"):
         (tmp_path / "foreign.json").write_text(content)
         assert "not what pretrain.py" in refused("lab.compare", tmp_path / "foreign.json")
+
+
+def write_result(folder, result):
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_rows_are_added_to_a_file(tmp_path):
+    """Also to one without a run of pretrain.py, which cannot be compared."""
+    results = {
+        "b": result_of_probe(),
+        "c": {"arguments": {"seed": 3}, "final": {}, "curves": {}},
+        "a": result_of_probe(ckpt=None),
+    }
+    b, c, a = [write_result(tmp_path / name, result) for name, result in results.items()]
+    file = tmp_path / "new" / "rows.json"
+    status, printed, errors = run_script("lab.compare", "--add", file, b)
+    assert (status, printed, errors) == (0, f"{file}: 1 added, now 1 runs\n", "")
+    kept = file.read_text()
+    (b / "result.json").write_text(json.dumps({**results["b"], "accuracy": 0.1}))
+    status, printed, errors = run_script("lab.compare", "--add", file, c, b, a)
+    assert (status, printed, errors) == (0, f"{file}: 2 added, now 3 runs\n", "")
+    assert list(rows_in(file)) == ["a", "b", "c"]
+    lines = file.read_text().splitlines()
+    assert len(lines) == 5 and lines[2].removesuffix(",") == kept.splitlines()[1]
+    assert rows_in(file)["c"] == {"run": "c", "seed": 3, **results["c"]}
+    assert [path.name for path in file.parent.iterdir()] == ["rows.json"]  # and no picture
+    other = tmp_path / "other.json"
+    run_script("lab.compare", "--add", other, file)
+    assert other.read_text() == file.read_text()
+
+
+def test_a_run_that_is_not_finished_is_an_error_after_the_others_are_added(tmp_path):
+    file = tmp_path / "rows.json"
+    (tmp_path / "half").mkdir()
+    halves = tmp_path / "half", tmp_path / "nowhere"
+    both = f"{halves[0]} {halves[1]}: no finished run; name folders with a result.json"
+    assert refused("lab.compare", "--add", file, *halves) == both
+    assert not file.exists()
+    probe = write_result(tmp_path / "probe", result_of_probe())
+    assert "half: no finished run" in refused("lab.compare", "--add", file, halves[0], probe)
+    assert list(rows_in(file)) == ["probe"]
+
+
+def test_what_adding_rows_refuses(tmp_path):
+    probe = write_result(tmp_path / "probe", result_of_probe())
+    assert "must be the name of a findings.json" in refused("lab.compare", "--add", probe, "a.json")
+    file = tmp_path / "rows.json"
+    file.write_text('{"a": 1}')
+    assert "; name another file" in refused("lab.compare", "--add", file, probe)
+    assert file.read_text() == '{"a": 1}'
+    (probe / "result.json").write_text("{")
+    assert "; leave it out" in refused("lab.compare", "--add", tmp_path / "new.json", probe)
+    both = refused("lab.compare", "--add", file, "--out", tmp_path, probe)
+    assert "not allowed with" in both
+
+
+def test_rows_that_are_added_at_the_same_time_are_all_kept(tmp_path, monkeypatch):
+    def write_slowly(path, rows, write=lab.compare.write_rows):
+        time.sleep(0.05)
+        write(path, rows)
+
+    monkeypatch.setattr(lab.compare, "write_rows", write_slowly)
+    folders = [write_result(tmp_path / f"run{i}", result_of_probe()) for i in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        for added in [threads.submit(add_rows, tmp_path / "rows.json", [run]) for run in folders]:
+            added.result()
+    assert list(rows_in(tmp_path / "rows.json")) == [run.name for run in folders]
+
+
+def test_the_row_of_the_current_folder_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_result(tmp_path / "probe", result_of_probe()))
+    add_rows(tmp_path / "rows.json", ["."])
+    assert list(rows_in(tmp_path / "rows.json")) == ["probe"]
 
 
 def test_sweeps_are_drawn_over_seeds(run, tmp_path):
