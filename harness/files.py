@@ -1,5 +1,6 @@
 """Atomic writes, folders that belong to one run, and work that may crash."""
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -44,6 +45,25 @@ def lock_folder(folder):
         raise BadInput(f"--out {folder}: another run is using this folder; {remedy}") from error
     except OSError:
         pass  # This file system has no locks.
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder):
+    """Wait until no other process is in this context for the same folder, then keep it waiting.
+
+    The lock is the folder's own, so no file is left in it. Raises BadInput where there are no
+    locks: there two processes could overwrite each other's changes.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            remedy = "name a folder on another file system"
+            raise BadInput(f"{folder}: cannot be locked ({error.strerror}); {remedy}") from error
+        yield
+    finally:
+        os.close(descriptor)  # which unlocks it
 
 
 def in_own_process(work, path, *args):

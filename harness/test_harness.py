@@ -5,6 +5,7 @@ and rules for the repository as a whole: who may import whom, and which commands
 """
 
 import ast
+import errno
 import json
 import os
 import platform
@@ -12,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -25,7 +27,7 @@ import finetune
 import pretrain
 from harness.curves import draw, summarise
 from harness.errors import BadInput, one_line_errors, printable
-from harness.files import atomic_write, in_own_process
+from harness.files import atomic_write, in_own_process, one_at_a_time
 from harness.fixtures import (
     CACHE,
     ROOT,
@@ -166,6 +168,36 @@ def test_a_folder_is_of_one_run_at_a_time(run, toy, tmp_path):
             pretrain.main(pretrain.parse_args(pretraining_flags(toy, run)))
         assert (run / "checkpoint.pt").read_bytes() == before
         other.communicate(b"\n")
+
+
+WAIT = """
+import pathlib, sys
+from harness.files import one_at_a_time
+print(flush=True)
+with one_at_a_time(pathlib.Path(sys.argv[1])):
+    print(sorted(path.name for path in pathlib.Path(sys.argv[1]).iterdir()))
+"""
+
+
+def test_a_folder_is_changed_by_one_process_at_a_time(tmp_path):
+    command = [sys.executable, "-c", WAIT, tmp_path]
+    with one_at_a_time(tmp_path):
+        other = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        other.stdout.readline()  # it is about to wait
+        time.sleep(0.3)
+        (tmp_path / "ours").touch()
+    printed, _ = other.communicate(timeout=60)
+    assert printed == "['ours']\n"
+
+
+def test_a_folder_that_cannot_be_locked_is_refused(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with pytest.raises(BadInput, match="cannot be locked .No locks available.; name a folder on"):
+        with one_at_a_time(tmp_path):
+            raise AssertionError("This must not be reached.")
 
 
 # --------------------------------------------------------------------------------------------

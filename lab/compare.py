@@ -2,6 +2,7 @@
 
     python -m lab.compare runs/*                         pictures, a table, findings.json
     python -m lab.compare lab/findings.json --out DIR    the same again, from their rows
+    python -m lab.compare --add FILE.json runs/NAME      nothing but one more row in FILE.json
 
 Runs that differ in nothing but their seed are one row of the table and one curve. Runs that
 differ in any other argument are told apart by their labels. Each sweep of a collection is a
@@ -11,29 +12,35 @@ for each run that was compared.
 """
 
 # A row is what findings.json keeps of a run: `run` (the name of its folder), `seed` and
-# `arguments`, and of newer runs `versions`; of pretrain.py also `curves` and `final`
-# (harness/curves.py); of finetune.py also `task`, `pretraining` (the run that its weights are
-# from, or None) and `accuracy` (from 0 to 1).
+# `arguments`, and of newer runs `versions`. Of pretrain.py it also keeps `curves` and `final`
+# (harness/curves.py), and of newer runs `done` (counts of what was trained on). Of finetune.py it
+# also keeps `task`, `pretraining` (the run that its weights are from, or None) and `accuracy`
+# (from 0 to 1), and where there are any `pretraining_step` (the step of that run after which it
+# had these weights) and `accuracy_of_shots` ({labelled clips of a class: accuracy} of a probe).
 #
 #     base      {argument: its most common value} of one collection, of each argument in which
 #               its runs differ and which a label names only where it has another value
 #     label     what sets a run apart from the others on its collection: "k = 16, w = 32",
 #               "k = 16, batch size = 128"; a base label names k, w, σ and τ only
 #     groups    {label: {seed: row of pretrain.py}} of one collection
-#     results   {task: {label, or "none" for no pretraining: {seed: row of finetune.py}}}
+#     test      a row of finetune.py, beside the label of the run that its weights are from
+#     inside    of a checkpoint that was written before its run ended: no result of that run
+#     results   {task: {label, or "none" for no pretraining: {seed: accuracy from 0 to 1}}}
 #
 # Of two rows that are the same run, or the same label and seed, the first one counts.
 
 import collections
 import json
+import os
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from harness.curves import draw, in_lines, legend_below, was_measured
 from harness.errors import BadInput, make_parser, one_line_errors, printable
-from harness.files import atomic_write
+from harness.files import atomic_write, one_at_a_time
 from loss import CHANCE, MEASURES
 from media.collection import collection_name
 
@@ -65,7 +72,12 @@ def read_runs(paths):
     """
     rows = {}
     for path in map(Path, paths):
-        for row in read_rows(path):
+        try:
+            found = read_rows(path)
+        except FileNotFoundError:
+            print(f"{printable(path)}: no finished run, skipped")
+            continue
+        for row in found:
             if row["run"] in rows:
                 print(f"{printable(row['run'])}: given twice, the first one counts")
                 continue
@@ -83,8 +95,12 @@ def read_runs(paths):
     return [rows[name] for name in sorted(rows)]
 
 
-def read_rows(path):
-    """Return the rows of one folder, or of one findings.json: none where no run is finished."""
+def read_rows(path, remedy="leave it out"):
+    """Return the rows of one folder, or of one findings.json.
+
+    Raises FileNotFoundError where no run is finished, and BadInput, with a remedy, for a file of
+    something else.
+    """
     try:
         if path.suffix != ".json":
             return [read_run(path)]
@@ -92,12 +108,13 @@ def read_rows(path):
         if not all({"run", "seed", "arguments"} <= set(row) for row in rows):
             raise ValueError("a row lacks its run, seed or arguments")
         return rows
-    except (FileNotFoundError, NotADirectoryError):
-        print(f"{printable(path)}: no finished run, skipped")
-        return []
+    except FileNotFoundError:
+        raise
+    except NotADirectoryError as error:
+        raise FileNotFoundError(path) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         writers = "pretrain.py, finetune.py or lab.compare"
-        raise BadInput(f"{path}: not what {writers} writes ({error}); leave it out") from error
+        raise BadInput(f"{path}: not what {writers} writes ({error}); {remedy}") from error
 
 
 def read_run(path):
@@ -105,21 +122,83 @@ def read_run(path):
     result = json.loads((path / "result.json").read_text())
     if "accuracy" in result:
         result = downstream_row(result)
-    return {"run": path.name, "seed": result["arguments"]["seed"], **result}
+    name = Path(os.path.abspath(path)).name  # The folder "." has a name, too.
+    return {"run": name, "seed": result["arguments"]["seed"], **result}
 
 
 def downstream_row(result):
     """Of a result.json of finetune.py, what a row keeps."""
     arguments = result["settings"]
-    how = "probe" if arguments["probe"] else "fine-tuned"
-    row = {"task": f"{arguments['task']}, {how}, split {arguments['split']}", "pretraining": None}
+    shots = None
+    if arguments.get("shots") and not arguments["probe"]:
+        [shots] = arguments["shots"]  # A network is fine-tuned on one number of them.
+    row = {"task": task_of(arguments, shots), "pretraining": None}
     if arguments["ckpt"]:
         row["pretraining"] = Path(arguments["ckpt"]).resolve().parent.name
+    if result.get("pretraining_step") is not None:
+        row["pretraining_step"] = result["pretraining_step"]
     row["accuracy"] = result["accuracy"]
+    if arguments["probe"] and result.get("accuracy_of_shots"):
+        row["accuracy_of_shots"] = result["accuracy_of_shots"]
     row["arguments"] = arguments
     if "versions" in result:
         row["versions"] = result["versions"]
     return row
+
+
+def task_of(arguments, shots=None):
+    """Name what a run of finetune.py tests: "toy-action, probe, 1 shot, split all".
+
+    shots  labelled clips of each class; None for all that there are
+    """
+    words = [arguments["task"], "probe" if arguments["probe"] else "fine-tuned"]
+    if shots is not None:
+        words.append("1 shot" if shots == 1 else f"{shots} shots")
+    return ", ".join([*words, f"split {arguments['split']}"])
+
+
+def add_rows(file, paths):
+    """Add the rows of finished runs to a findings.json, sorted by run; make it where it is missing.
+
+    A run that has a row there keeps it. Several processes may add rows to one file at a time.
+    Raises BadInput if a run is not finished, after the others are added.
+    """
+    file = Path(file)
+    if file.suffix != ".json":
+        raise BadInput(
+            f"--add {file}: must be the name of a findings.json, to which rows are added"
+        )
+    found, unfinished = [], []
+    for path in map(Path, paths):
+        try:
+            found += read_rows(path)
+        except FileNotFoundError:
+            unfinished.append(str(path))
+    if found:
+        merge_rows(file, found)
+    if unfinished:
+        names = " ".join(unfinished)
+        raise BadInput(f"{names}: no finished run; name folders with a result.json")
+
+
+def merge_rows(file, found):
+    """Add those of these rows whose runs have none in the file, and report what was added."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with one_at_a_time(file.parent):
+        there = read_rows(file, "name another file") if file.exists() else []
+        rows = {row["run"]: row for row in there}
+        for row in found:
+            rows.setdefault(row["run"], row)
+        added = len(rows) - len(there)
+        if added > 0:
+            write_rows(file, [rows[name] for name in sorted(rows)])
+    print(f"{printable(file)}: {added} added, now {len(rows)} runs")
+
+
+def write_rows(path, rows):
+    """Write a findings.json, with one row a line, whole or not at all."""
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    atomic_write(path, partial(Path.write_text, data=f"[\n{lines}\n]\n"))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -135,7 +214,7 @@ def group(rows):
         groups = {}
         for row in members:
             label = label_of(settings_of(row), base)
-            add_seed(groups.setdefault(label, {}), row, "arguments and seed")
+            add_seed(groups.setdefault(label, {}), row)
         in_order = sorted(groups, key=lambda label: label_key(label, groups[label]))
         groups_of[collection] = {label: groups[label] for label in in_order}
     return groups_of
@@ -236,15 +315,17 @@ def is_iid(args):
     return args["sampling"] == "iid"
 
 
-def add_seed(seeds, row, agreement):
-    """Add a row to {seed: row}, unless that seed has one: the first one counts.
-
-    agreement  what two rows of one seed have in common here, in words
-    """
+def add_seed(seeds, row):
+    """Add a row to {seed: row}, unless that seed has one: the first one counts."""
     first = seeds.setdefault(row["seed"], row)
     if first is not row:
-        run, first_run = printable(row["run"]), printable(first["run"])
-        print(f"{run}: the same {agreement} as {first_run}, skipped")
+        print_repeated(row, first, "arguments and seed")
+
+
+def print_repeated(row, first, agreement):
+    """Report a row that does not count, since another one has the same `agreement`, in words."""
+    run, first_run = printable(row["run"]), printable(first["run"])
+    print(f"{run}: the same {agreement} as {first_run}, skipped")
 
 
 def sweeps(groups):
@@ -301,26 +382,114 @@ def arguments_of(seeds):
     return settings_of(seeds[first])
 
 
-def downstream(rows, groups):
-    """Return the results of the runs in `groups`, and of untrained networks on the same data."""
-    label_of_run = {None: UNTRAINED}
+class Test(NamedTuple):
+    """A row of finetune.py, and whose weights it tested.
+
+    label      that of the run of pretrain.py, or "none"
+    step       after which that run had these weights; 0 without pretraining, None if unknown
+    is_inside  whether that is before the run ended
+    """
+
+    row: dict
+    label: str
+    step: int | None
+    is_inside: bool
+
+    @property
+    def place(self):
+        """Two networks that are tested in the same way have the same place."""
+        return self.row["task"], self.row["arguments"]["data"]
+
+
+def tests_of(rows, groups):
+    """Return all tests of the runs in `groups`, and of untrained networks."""
+    label_of_run, pretraining_of_run = {None: UNTRAINED}, {None: None}
     for label, seeds in groups.items():
         for row in seeds.values():
             label_of_run[row["run"]] = label
-    tested = [row for row in rows if "task" in row and row["pretraining"] in label_of_run]
+            pretraining_of_run[row["run"]] = row
+    tests = []
+    for row in rows:
+        if "task" in row and row["pretraining"] in label_of_run:
+            step, is_inside = step_of(row, pretraining_of_run[row["pretraining"]])
+            tests.append(Test(row, label_of_run[row["pretraining"]], step, is_inside))
+    return tests
+
+
+def step_of(row, pretraining):
+    """Return (the step of the weights that were tested, whether their run went on after it).
+
+    pretraining  the row of that run, or None for an untrained network
+
+    A row that names no step is older, and of the end of its run.
+    """
+    if pretraining is None:
+        return 0, False
+    last = last_step(pretraining)
+    step = row.get("pretraining_step", last)
+    is_inside = last is not None and step < last
+    return step, is_inside
+
+
+def last_step(row):
+    """Return how many steps a run of pretrain.py had, or None if its row does not tell."""
+    if "done" in row:
+        done = row["done"]
+        return done["snippets"] // row["arguments"]["batch_size"] + done["skipped"]
+    # An older row has no counts. But what is measured at all was measured after the last step.
+    measured, _ = row.get("curves", {}).get("gap", ([], []))
+    return measured[-1] if measured else None
+
+
+def downstream(rows, groups):
+    """Return the `results` of the runs in `groups`, and of untrained networks on the same data.
+
+    That is {task: {label, or "none": {seed: accuracy from 0 to 1}}}. Checkpoints inside runs are
+    not among them.
+    """
+    return results_of(final_tests(rows, groups))
+
+
+def final_tests(rows, groups):
+    """Return the tests that `results` are made of: no two of one label, task and seed."""
+    final = [test for test in tests_of(rows, groups) if not test.is_inside]
     # An untrained network counts where a pretrained one was tested in the same way.
-    tests_of_pretrained = {test_of(row) for row in tested if row["pretraining"]}
+    places_of_pretrained = {test.place for test in final if test.label != UNTRAINED}
+    compared = [test for test in final if test.place in places_of_pretrained]
+    return first_of_each(compared, "label, task and seed")
+
+
+def first_of_each(tests, agreement):
+    """Return these tests without those that repeat one; the first one counts.
+
+    agreement  what a test and the one that it repeats have in common, in words
+    """
+    firsts = {}
+    for test in tests:
+        step = test.step if test.is_inside else None
+        first = firsts.setdefault((test.label, test.row["task"], test.row["seed"], step), test)
+        if first is not test:
+            print_repeated(test.row, first.row, agreement)
+    return list(firsts.values())
+
+
+def results_of(tests):
     results = {}
-    for row in tested:
-        if test_of(row) in tests_of_pretrained:
-            seeds_of = results.setdefault(row["task"], {})
-            label = label_of_run[row["pretraining"]]
-            add_seed(seeds_of.setdefault(label, {}), row, "label, task and seed")
-    return results
+    for test in tests:
+        for task, accuracy in accuracies_of(test.row).items():
+            accuracy_of_seed = results.setdefault(task, {}).setdefault(test.label, {})
+            accuracy_of_seed[test.row["seed"]] = accuracy
+    # An untrained network may have been tested with a number of shots of its own.
+    return {task: found for task, found in results.items() if found.keys() != {UNTRAINED}}
 
 
-def test_of(row):
-    return row["task"], row["arguments"]["data"]
+def accuracies_of(row):
+    """Return {task: accuracy} of a row of finetune.py: of all labelled clips, then of few."""
+    accuracies = {row["task"]: row["accuracy"]}
+    of_shots = row.get("accuracy_of_shots", {})
+    for shots in sorted(of_shots, key=int):
+        accuracies[task_of(row["arguments"], int(shots))] = of_shots[shots]
+    return accuracies
 
 
 # --------------------------------------------------------------------------------------------------
@@ -333,9 +502,7 @@ def compare(paths, out):
     rows = read_runs(paths)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    findings = f"[\n{lines}\n]\n"
-    atomic_write(out / "findings.json", partial(Path.write_text, data=findings))
+    write_rows(out / "findings.json", rows)
     pretrained = [row for row in rows if "final" in row]
     base_of_collection = {name: base_of(rows) for name, rows in by_collection(pretrained).items()}
     groups_of = group(pretrained)
@@ -418,7 +585,7 @@ def draw_downstream(axes, results, labels, tasks, sideways):
     """
     for i, (task, seeds_of) in enumerate(results.items()):
         tested = [label for label in labels if label in seeds_of]
-        percent = {label: 100 * accuracies(seeds_of[label]) for label in tested}
+        percent = {label: percents(seeds_of[label]) for label in tested}
         means = np.array([percent[label].mean() for label in tested])
         lowest = np.array([percent[label].min() for label in tested])
         highest = np.array([percent[label].max() for label in tested])
@@ -452,8 +619,8 @@ def draw_downstream(axes, results, labels, tasks, sideways):
         legend_below(axes)
 
 
-def accuracies(seeds):
-    return np.array([row["accuracy"] for row in seeds.values()])
+def percents(accuracy_of_seed):
+    return 100 * np.array(list(accuracy_of_seed.values()))
 
 
 def print_table(collection, groups, results):
@@ -479,7 +646,7 @@ def print_table(collection, groups, results):
         for name in measures:
             cells.append(spread([final[name] for final in finals if name in final]))
         for seeds_of in results.values():
-            cells.append(spread(100 * accuracies(seeds_of.get(label, {}))))
+            cells.append(spread(percents(seeds_of.get(label, {}))))
         print(table_row(cells))
 
 
@@ -515,11 +682,21 @@ def parse_args(argv=None):
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="the folder of a run, or a findings.json"
     )
-    parser.add_argument("--out", default="runs/compare", help="the folder to write to")
+    what_to_do = parser.add_mutually_exclusive_group()
+    what_to_do.add_argument("--out", default="runs/compare", help="the folder to write to")
+    what_to_do.add_argument(
+        "--add",
+        metavar="FILE",
+        help="add the rows of the runs to this findings.json, and do nothing else; it is made "
+        "where it is missing, and a run that has a row there keeps it",
+    )
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
     with one_line_errors("python -m lab.compare", interrupted="run the same command again"):
         args = parse_args()
-        compare(args.runs, args.out)
+        if args.add is not None:
+            add_rows(args.add, args.runs)
+        else:
+            compare(args.runs, args.out)

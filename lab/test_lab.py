@@ -6,6 +6,8 @@ import re
 import shlex
 import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,16 @@ from harness.fixtures import (
     run_script,
     write_film,
 )
-from lab.compare import base_of, compare, downstream, group, read_runs, sweeps, with_window
+from lab.compare import (
+    add_rows,
+    base_of,
+    compare,
+    downstream,
+    group,
+    read_runs,
+    sweeps,
+    with_window,
+)
 from lab.findings import FINDINGS, PROBED, TUNED, figures_of, verdict
 from loss import MEASURES
 from media.format import Format
@@ -288,6 +299,81 @@ def test_what_comparing_refuses(tmp_path):
     for content in ('{"loss": 1}', '[{"loss": 1}]', "[1]", "1", "text"):
         (tmp_path / "foreign.json").write_text(content)
         assert "not what pretrain.py" in refused("lab.compare", tmp_path / "foreign.json")
+
+
+def write_result(folder, result):
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_rows_are_added_to_a_file(tmp_path):
+    """Also to one without a run of pretrain.py, which cannot be compared."""
+    results = {
+        "b": result_of_probe(),
+        "c": {"arguments": {"seed": 3}, "final": {}, "curves": {}},
+        "a": result_of_probe(ckpt=None),
+    }
+    b, c, a = [write_result(tmp_path / name, result) for name, result in results.items()]
+    file = tmp_path / "new" / "rows.json"
+    status, printed, errors = run_script("lab.compare", "--add", file, b)
+    assert (status, printed, errors) == (0, f"{file}: 1 added, now 1 runs\n", "")
+    kept = file.read_text()
+    (b / "result.json").write_text(json.dumps({**results["b"], "accuracy": 0.1}))
+    status, printed, errors = run_script("lab.compare", "--add", file, c, b, a)
+    assert (status, printed, errors) == (0, f"{file}: 2 added, now 3 runs\n", "")
+    assert list(rows_in(file)) == ["a", "b", "c"]
+    lines = file.read_text().splitlines()
+    assert len(lines) == 5 and lines[2].removesuffix(",") == kept.splitlines()[1]
+    assert rows_in(file)["c"] == {"run": "c", "seed": 3, **results["c"]}
+    assert [path.name for path in file.parent.iterdir()] == ["rows.json"]  # and no picture
+    other = tmp_path / "other.json"
+    run_script("lab.compare", "--add", other, file)
+    assert other.read_text() == file.read_text()
+
+
+def test_a_run_that_is_not_finished_is_an_error_after_the_others_are_added(tmp_path):
+    file = tmp_path / "rows.json"
+    (tmp_path / "half").mkdir()
+    halves = tmp_path / "half", tmp_path / "nowhere"
+    both = f"{halves[0]} {halves[1]}: no finished run; name folders with a result.json"
+    assert refused("lab.compare", "--add", file, *halves) == both
+    assert not file.exists()
+    probe = write_result(tmp_path / "probe", result_of_probe())
+    assert "half: no finished run" in refused("lab.compare", "--add", file, halves[0], probe)
+    assert list(rows_in(file)) == ["probe"]
+
+
+def test_what_adding_rows_refuses(tmp_path):
+    probe = write_result(tmp_path / "probe", result_of_probe())
+    assert "must be the name of a findings.json" in refused("lab.compare", "--add", probe, "a.json")
+    file = tmp_path / "rows.json"
+    file.write_text('{"a": 1}')
+    assert "; name another file" in refused("lab.compare", "--add", file, probe)
+    assert file.read_text() == '{"a": 1}'
+    (probe / "result.json").write_text("{")
+    assert "; leave it out" in refused("lab.compare", "--add", tmp_path / "new.json", probe)
+    both = refused("lab.compare", "--add", file, "--out", tmp_path, probe)
+    assert "not allowed with" in both
+
+
+def test_rows_that_are_added_at_the_same_time_are_all_kept(tmp_path, monkeypatch):
+    def write_slowly(path, rows, write=lab.compare.write_rows):
+        time.sleep(0.05)
+        write(path, rows)
+
+    monkeypatch.setattr(lab.compare, "write_rows", write_slowly)
+    folders = [write_result(tmp_path / f"run{i}", result_of_probe()) for i in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        for added in [threads.submit(add_rows, tmp_path / "rows.json", [run]) for run in folders]:
+            added.result()
+    assert list(rows_in(tmp_path / "rows.json")) == [run.name for run in folders]
+
+
+def test_the_row_of_the_current_folder_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(write_result(tmp_path / "probe", result_of_probe()))
+    add_rows(tmp_path / "rows.json", ["."])
+    assert list(rows_in(tmp_path / "rows.json")) == ["probe"]
 
 
 def test_sweeps_are_drawn_over_seeds(run, tmp_path):
@@ -580,9 +666,87 @@ def test_seeds_of_the_same_arguments_are_one_curve(capsys):
     tested = downstream_row("tv-k16", "tv-k16", "hmdb51", 0.5, "hmdb51")
     tests = [{**tested, "seed": 0}, {**tested, "run": "again", "seed": 0}]
     results = downstream(tests, groups)
-    assert results == {"hmdb51": {"k = 16": {0: tests[0]}}}
+    assert results == {"hmdb51": {"k = 16": {0: 0.5}}}
     printed = capsys.readouterr().out
     assert printed == "again: the same label, task and seed as tv-k16-hmdb51, skipped\n"
+
+
+def result_of_probe(ckpt="runs/tv-k16/checkpoint.pt", seed=0, **settings):
+    """A result.json of finetune.py, of a probe without few shots."""
+    settings = {"task": "toy-action", "probe": True, "split": "all", "shots": None, **settings}
+    return {
+        "task": "toy-action",
+        "accuracy": 0.8,
+        "pretraining_step": None,
+        "settings": {**settings, "ckpt": ckpt, "seed": seed, "data": f"datasets/tv-{seed}/action"},
+    }
+
+
+def test_what_a_row_keeps_of_few_shots_and_of_the_step(tmp_path):
+    probe = result_of_probe(shots=[1, 5])
+    probe |= {"accuracy_of_shots": {"1": 0.2, "5": 0.4}, "pretraining_step": 9}
+    row = lab.compare.downstream_row(probe)
+    assert row["task"] == "toy-action, probe, split all" and row["pretraining_step"] == 9
+    assert row["accuracy_of_shots"] == {"1": 0.2, "5": 0.4}
+    old = lab.compare.downstream_row(result_of_probe(ckpt=None))
+    assert old.keys() == {"task", "pretraining", "accuracy", "arguments"}
+    for shots, words in (([1], "1 shot, "), ([5], "5 shots, "), (None, "")):
+        tuned = result_of_probe(probe=False, split="1", shots=shots)
+        row = lab.compare.downstream_row(tuned)
+        assert row["task"] == f"toy-action, fine-tuned, {words}split 1"
+        assert "accuracy_of_shots" not in row
+
+
+def row_of_probe(run, **changes):
+    """The row of `result_of_probe` with these arguments, or with these values of the result."""
+    of_result = {"accuracy", "accuracy_of_shots", "pretraining_step"} & changes.keys()
+    values = {name: changes.pop(name) for name in of_result}
+    result = {**result_of_probe(**changes), **values}
+    row = lab.compare.downstream_row(result)
+    return {"run": run, "seed": result["settings"]["seed"], **row}
+
+
+def test_few_shots_are_tasks_of_their_own(capsys):
+    """Those of a probe come after its accuracy with all clips, in the order of their number."""
+    groups = group([row_of_flags("tv")])["tv"]
+    few = {"10": 0.5, "5": 0.4, "1": 0.2}
+    rows = [
+        row_of_probe("probe", accuracy_of_shots=few),
+        row_of_probe("probe-again", accuracy_of_shots={"1": 0.1, "2": 0.3}),
+        row_of_probe("tuned", probe=False, split="1", shots=[5], accuracy=0.6),
+        row_of_probe("untrained", ckpt=None, accuracy_of_shots={"1": 0.1, "7": 0.3}),
+    ]
+    assert list(downstream(rows, groups).items()) == [
+        ("toy-action, probe, split all", {"k = 16": {0: 0.8}, "none": {0: 0.8}}),
+        ("toy-action, probe, 1 shot, split all", {"k = 16": {0: 0.2}, "none": {0: 0.1}}),
+        ("toy-action, probe, 5 shots, split all", {"k = 16": {0: 0.4}}),
+        ("toy-action, probe, 10 shots, split all", {"k = 16": {0: 0.5}}),
+        ("toy-action, fine-tuned, 5 shots, split 1", {"k = 16": {0: 0.6}}),
+    ]
+    printed = capsys.readouterr().out
+    assert printed == "probe-again: the same label, task and seed as probe, skipped\n"
+
+
+def test_a_checkpoint_inside_a_run_is_no_result_of_it(capsys):
+    pretrained = row_of_flags("tv --batch-size 64")  # whose curves end at step 100
+    counted = {**pretrained, "done": {"snippets": 64 * 120, "bad": 0, "skipped": 5}}
+    for row, last in ((pretrained, 100), (counted, 125)):
+        groups = group([row])["tv"]
+        rows = [
+            row_of_probe("epoch1", ckpt="runs/tv-k16-batch-size64/epoch1.pt", accuracy=0.3),
+            row_of_probe("epoch2", ckpt="runs/tv-k16-batch-size64/epoch2.pt", accuracy=0.4),
+            row_of_probe("final", ckpt="runs/tv-k16-batch-size64/checkpoint.pt", accuracy=0.5),
+        ]
+        for tested, step in zip(rows, (1, last - 1, last)):
+            tested["pretraining_step"] = step
+        [accuracies] = downstream(rows, groups).values()
+        assert accuracies == {"k = 16": {0: 0.5}}
+        del rows[0]["pretraining_step"]  # An older row has none, and counts as of the end.
+        [accuracies] = downstream(rows[:2], groups).values()
+        assert accuracies == {"k = 16": {0: 0.3}}
+        untrained = row_of_probe("untrained", ckpt=None)
+        assert downstream([rows[1], untrained], groups) == {}
+    assert capsys.readouterr().out == ""
 
 
 def test_only_base_labels_are_in_the_sweeps_of_k_w_jitter_and_tau():
