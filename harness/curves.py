@@ -58,6 +58,7 @@ def draw(
     loss_title="training loss",
     unit="nats",
     crowded=False,
+    row_height=ROW,
 ):
     """Write a PNG with a panel for each measure and for the loss: mean and range over the seeds.
 
@@ -69,6 +70,7 @@ def draw(
     unit        of the measures and of the loss
     crowded     whether the labels are many or long: then the legend has a panel of its own, and
                 the last panel is as wide as the picture, with room for a row for each label
+    row_height  of such a row, in inches
     """
     titles = {**measures, "loss": loss_title}
     names = [name for name in titles if was_measured(name, groups)]
@@ -77,15 +79,14 @@ def draw(
     if crowded or last_panel:
         count += 1
     if crowded and last_panel:
-        wide_height = ROW * (len(groups) + 4)
+        wide_height = row_height * len(groups) + 4 * ROW
     figure, panels = make_panels(count, wide_height)
     order = [*order, *groups]
     for name, axes in zip(names, panels):
         marker = "." if name in measures else ""
         for label, seeds in groups.items():
-            tens, colour = divmod(order.index(label), COLOURS)
-            style = marker + LINES[tens % len(LINES)]
-            draw_curve(axes, curves_of(name, seeds), label, f"C{colour}", style)
+            colour, line = look_of(label, order)
+            draw_curve(axes, curves_of(name, seeds), label, colour, marker + line)
         axes.set(title=titles[name], xlabel="step", ylabel=unit)
     if crowded:
         draw_legend(panels[len(names)], panels[0])
@@ -96,6 +97,12 @@ def draw(
     if last_panel:
         last_panel(panels[-1])
     figure.savefig(path, dpi=110, format="png")
+
+
+def look_of(label, order):
+    """The colour and the kind of line of a label, by its place in the order of all labels."""
+    tens, colour = divmod(order.index(label), COLOURS)
+    return f"C{colour}", LINES[tens % len(LINES)]
 
 
 def make_panels(count, wide_height=0):
