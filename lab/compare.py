@@ -483,7 +483,7 @@ def learning_curves(rows, groups):
                 points_of.setdefault(key, {}).setdefault(test.step, accuracy)
     curves = {}
     for (task, data, seed, label), points in points_of.items():
-        if label != UNTRAINED and len(points) > 1:
+        if len(points) > 1:
             points = points_of.get((task, data, seed, UNTRAINED), {}) | points
             steps = sorted(points)
             accuracies = [points[step] for step in steps]
@@ -755,7 +755,7 @@ def print_processors(rows):
     Another kind adds up in another order, which changes a result as another seed does.
     """
     counts = collections.Counter()
-    for row in {row["run"]: row for row in rows}.values():
+    for row in rows:
         counts[row.get("versions", {}).get("processor", "not recorded")] += 1
     if len(counts) > 1:
         kinds = "; ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))

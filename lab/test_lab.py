@@ -775,6 +775,8 @@ def test_a_learning_curve_goes_from_the_untrained_network_to_the_end_of_the_run(
         *rows_of_learning("tv-k1", 0, {30: 0.1}),
         row_of_probe("untrained", ckpt=None, accuracy=0.15, accuracy_of_shots={"1": 0.12}),
     ]
+    for row in rows:
+        row["arguments"]["data"] = "datasets/tv/action"
     assert learning_curves(rows, groups) == {
         ACTION: {
             "k = 16": {0: ([0, 30, 60, 100], [0.15, 0.2, 0.4, 0.8]), 1: ([30, 50], [0.3, 0.5])}
@@ -807,7 +809,9 @@ def test_a_learning_curve_is_of_one_run(capsys):
     assert learning_curves(rows, groups) == {ACTION: {"k = 16": {0: curve}}}
     repeated = "tv-k16-seed1-30: the same label, task, seed and step as tv-k16-30, skipped\n"
     assert capsys.readouterr().out == repeated
-    assert learning_curves(rows[::-1], groups)[ACTION]["k = 16"][0][0] == [20, 30, 100]
+    # That which was tested at its end first.
+    rows = [rows[0], rows[4], rows[2], rows[1]]
+    assert learning_curves(rows, groups) == {ACTION: {"k = 16": {0: ([20, 100], [0.1, 0.7])}}}
 
 
 def test_learning_is_drawn_over_the_snippets_seen(tmp_path, capsys, figures):
@@ -947,7 +951,7 @@ def test_a_crowded_picture_has_a_row_for_each_label(tmp_path, figures):
 def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
     """Then its few labels have rows, too, and the rows are higher."""
     heights = []
-    for shots in (5, 10):
+    for shots in (5, 7, 11):
         rows = [row_of_flags("tv --k 1"), row_of_flags("tv")]
         few = {str(number): 0.5 for number in range(1, shots)}
         for row in list(rows):
@@ -958,10 +962,12 @@ def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
         heights.append(figures[-1].get_figheight())
         markers = {container[0].get_marker() for container in figures[-1].axes[-1].containers}
         assert len(markers) == shots
-    low, high = heights
-    rows_of_tasks = [text.get_text() for text in figures[-1].axes[-1].get_yticklabels()]
-    assert rows_of_tasks == ["k = 1", "k = 16"] and high > low + 2 * 0.5
-    assert [text.get_text() for text in figures[0].axes[-1].get_xticklabels()] == rows_of_tasks
+    _, low, high = heights
+    assert high - low == pytest.approx(2 * 4 * lab.compare.MARKER)
+    few, *_, many = figures
+    labels = ["k = 1", "k = 16"]
+    assert [text.get_text() for text in few.axes[-1].get_xticklabels()] == labels
+    assert [text.get_text() for text in many.axes[-1].get_yticklabels()] == labels
 
 
 def test_the_window_of_a_label_is_named_after_k():
