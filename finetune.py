@@ -4,6 +4,7 @@
     python finetune.py --task toy-action                                      from scratch
     python finetune.py --task hmdb51 --ckpt runs/movies-k16/checkpoint.pt   one GPU, share by share
     torchrun --nproc_per_node 8 finetune.py --task ucf101 --split all --ckpt FILE      Table 5
+    python finetune.py --task hmdb51 --ckpt FILE --probe --shots 1 2 5    few labels of each class
 
 A run is a folder: last.pt (to resume from), result.json, confusion.png, split1.pt (the classifier),
 log.jsonl (not of a probe). The same command resumes: after Ctrl-C or SIGTERM where it was, after a
@@ -14,6 +15,7 @@ B clips; T frames of H x W pixels; S samples of sound; P mel filters; Q audio fr
 V views of a test file; D features.
 """
 
+import itertools
 import math
 import os
 import time
@@ -39,7 +41,7 @@ from harness.run import (
     obey_parent_only,
     reason_to_end,
 )
-from media.format import ORDER, Format, rng_of
+from media.format import ORDER, SHOTS, Format, rng_of
 from media.labels import LAYOUTS
 from models import (
     NETWORKS,
@@ -109,13 +111,14 @@ TASKS = {
     },
 }
 
+DRAWS = 10  # of the files of --shots, of which a probe takes the mean accuracy (our choice)
 MAY_CHANGE = ("out", "workers", "processes")  # settings that may differ when a run is resumed
 
 
 def before(args):
     """What the settings of an older run lack, as it was at its time."""
     share = args["batch_size"] // args.get("processes", 1)
-    return {"clips": 10, "precision": "bf16", "share": share}
+    return {"clips": 10, "precision": "bf16", "share": share, "shots": None}
 
 
 def parse_args(argv=None):
@@ -129,6 +132,8 @@ def parse_args(argv=None):
     parser.set_defaults(share=min(TASKS[args.task]["share"], args.batch_size))
     if args.share is None:
         args.share = parser.get_default("share")
+    if args.shots is not None:
+        args.shots = sorted(set(args.shots))  # in any order they make the same run
     if args.out is None:
         args.out = f"runs/{run_name(args, parser)}"
     return args
@@ -145,7 +150,17 @@ def add_run_flags(add):
     )
     probe = "leave the network as it is: logistic regression on its features (our choice)"
     add("--probe", action="store_true", help=probe)
-    out = "default runs/TASK-NAME, by the checkpoint's folder or scratch"
+    add(
+        "--shots",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="train on N files of each class, drawn by the seed and the split, those of a smaller "
+        f"N among them; default all. A probe takes several N, for each the mean of {DRAWS} draws, "
+        "beside all files; fine-tuning takes one, and repeats the files, so that an epoch keeps "
+        "its steps (our choice)",
+    )
+    out = "default runs/TASK-NAME, by the checkpoint's folder and file, or scratch"
     add("--out", metavar="DIR", help=out)
     add("--seed", type=int, default=0, help="our choice, since the paper names none")
     add("--workers", type=int, help="processes that read, for each training process")
@@ -197,10 +212,13 @@ def add_clip_flags(add):
 
 
 def run_name(args, parser):
-    """The task, the folder of the checkpoint, and every flag that makes it another run."""
+    """The task, the checkpoint, and every flag that makes it another run."""
     name = f"{args.task}-scratch"
     if args.ckpt:
-        name = f"{args.task}-{Path(args.ckpt).resolve().parent.name}"
+        checkpoint = Path(args.ckpt).resolve()
+        name = f"{args.task}-{checkpoint.parent.name}"
+        if checkpoint.stem != "checkpoint":
+            name += f"-{checkpoint.stem}"  # epoch2.pt, of pretrain.py --keep
     if args.probe:
         name += "-probe"
     for flag, value in vars(args).items():
@@ -208,8 +226,8 @@ def run_name(args, parser):
             continue
         if flag == "data":
             value = f"-{Path(value).resolve().name}"
-        elif flag == "scale":
-            value = "{}-{}".format(*value)
+        elif flag in ("scale", "shots"):
+            value = "-".join(map(str, value))
         name += f"-{flag.replace('_', '-')}{value}"
     return name
 
@@ -218,6 +236,7 @@ def check_args(args, task, world_size):
     """Raise BadInput for whatever can be told from the flags and the checkpoint."""
     low, high = args.scale
     shares = args.batch_size // max(1, args.share)
+    shots = args.shots or []
     splits = [str(split) for split in range(1, task["splits"] + 1)]
     share = f"above 0, and a divisor of --batch-size, {args.batch_size}"
     batch_size = f"{args.share} for each process or a multiple, since each of the {world_size} "
@@ -226,6 +245,8 @@ def check_args(args, task, world_size):
     scale = f"ascending, from --crop {args.crop} or more, which must be positive"
     rules = [
         ("split", args.split in ["all", *splits], f"1 to {task['splits']}, or all"),
+        ("shots", min(shots, default=1) >= 1, "1 or more"),
+        ("shots", len(shots) <= 1 or args.probe, "one number, unless with --probe"),
         ("share", args.share >= 1 and args.batch_size % args.share == 0, share),
         ("batch_size", shares % world_size == 0, batch_size),
         ("epochs", args.epochs > args.warmup >= 0, epochs),
@@ -261,12 +282,14 @@ class Source:
     weights      its state dict; empty from scratch
     front_end    what the front-ends must do, see `data.front_end_state`
     origin       where the weights come from, in words
+    epoch, step  of pretraining, when they were saved; None from scratch
     standardise  whether sound is standardised by each training set: from scratch only
     """
 
     def __init__(self, args, task):
         self.backbone = "audio" if task["layout"] == "esc50" else "video"
         self.standardise = self.backbone == "audio" and not args.ckpt
+        self.epoch, self.step = None, None
         if args.ckpt:
             self.read(args.ckpt, args.width)
             return
@@ -299,8 +322,8 @@ class Source:
             )
         self.check_shapes(path)
         progress, k = checkpoint["progress"], checkpoint["args"].get("k")
-        epoch, step = progress["epoch"], progress["step"]
-        self.origin = f"{self.backbone} of {path} (epoch {epoch}, step {step}, k {k})"
+        self.epoch, self.step = progress["epoch"], progress["step"]
+        self.origin = f"{self.backbone} of {path} (epoch {self.epoch}, step {self.step}, k {k})"
 
     def check_shapes(self, path):
         wanted = {name: x.shape for name, x in self.make_network().state_dict().items()}
@@ -355,8 +378,31 @@ def make_set(items, fmt, args, task):
     return LabeledVideos(items, fmt, args.clips, scale=args.scale)
 
 
+def draw_shots(items, names, shots, seed, split, draw=0):
+    """This number of files of each class, drawn at random: [(path, label)].
+
+    First comes one file of each class, then a second of each, and so on: a smaller number has the
+    same files up to there. Raises BadInput for a class that has too few.
+    """
+    files_of_class = []
+    for label, name in enumerate(names):
+        files = [item for item in items if item[1] == label]
+        if len(files) < shots:
+            raise BadInput(
+                f"--shots {shots}: in split {split}, class {name} has only {len(files)} files to "
+                "train on; take no more than that"
+            )
+        order = rng_of((seed, split, draw, label), SHOTS).permutation(len(files))
+        files_of_class.append([files[i] for i in order[:shots]])
+    return [item for turn in zip(*files_of_class) for item in turn]
+
+
 def read_splits(args, task, fmt):
-    """{split: (training set, test set, class names)} of those that --split asks for."""
+    """{split: (training set, test set, class names)} of those that --split asks for.
+
+    With --shots the training set of a fine-tuning has the drawn files alone, and that of a probe
+    has all.
+    """
     splits = [args.split]
     if args.split == "all":
         splits = range(1, task["splits"] + 1)
@@ -374,6 +420,12 @@ def read_splits(args, task, fmt):
                 f"--batch-size {args.batch_size}: {args.data} has only {len(train)} files to train "
                 "on; take a smaller batch, or fetch the whole set"
             )
+        if args.shots:
+            drawn = draw_shots(train, names, max(args.shots), args.seed, split)
+            if not args.probe:
+                # An epoch has as many steps as with all files, since the schedule of 7.2 counts
+                # epochs. Each repetition has a place in the epoch, and so a key, of its own.
+                train = list(itertools.islice(itertools.cycle(drawn), len(train)))
         sets[split] = (make_set(train, fmt, args, task), make_set(test, fmt, args, task), names)
     return sets
 
@@ -388,7 +440,11 @@ def unique_items(sets):
 
 
 def make_front_ends(args, fmt, source, train):
-    """Both front-ends. From scratch, sound is standardised by its training set."""
+    """Both front-ends. From scratch, sound is standardised by its training set.
+
+    With --shots that is the drawn files, but in a probe all of them, whose labels it does not use:
+    the features are computed once for all draws.
+    """
     state = source.front_end
     video = VideoFrontEnd(args.jitter, flip=True, mean=state["video_mean"], std=state["video_std"])
     audio = AudioFrontEnd(
@@ -602,16 +658,19 @@ def embed(net, front_end, files, processes, workers=0):
     return {path: x for part in parts for path, x in part.items()}
 
 
-def fit_probe(fc, features, files):
-    """Set fc to the logistic regression on standardised features of these files.
+def fit_probe(fc, features, items):
+    """Set fc to the logistic regression on standardised features of these files, [(path, label)].
 
     It minimises cross-entropy + |W|^2 / (2 * files), in fp64, with L-BFGS.
     """
-    x = torch.stack([features[path] for path, _ in files.items]).to(fc.weight).double()  # (N, V, D)
-    labels = torch.tensor([label for _, label in files.items], device=x.device)
+    x = torch.stack([features[path] for path, _ in items]).to(fc.weight).double()  # (N, V, D)
+    labels = torch.tensor([label for _, label in items], device=x.device)
     y = labels[:, None].expand(x.shape[:2]).flatten()  # (N * V,)
     mean = x.mean((0, 1))
-    std = x.std((0, 1)).clamp(min=1e-6)
+    std = x.std((0, 1))
+    # A few files may hardly differ in a feature in which others do: without a floor (our choice),
+    # that difference would count a million times.
+    std = std.clamp(min=0.01 * std.mean()).clamp(min=1e-6)
     x = ((x - mean) / std).flatten(0, 1)  # (N * V, D)
     weight = torch.zeros_like(fc.weight, dtype=torch.double, requires_grad=True)
     bias = torch.zeros_like(fc.bias, dtype=torch.double, requires_grad=True)
@@ -620,7 +679,7 @@ def fit_probe(fc, features, files):
     def objective():
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y)
-        loss = loss + weight.square().sum() / (2 * len(files))
+        loss = loss + weight.square().sum() / (2 * len(items))
         loss.backward()
         return loss
 
@@ -628,6 +687,21 @@ def fit_probe(fc, features, files):
     with torch.no_grad():
         fc.weight.copy_(weight / std)
         fc.bias.copy_(bias - weight @ (mean / std))
+
+
+def probe_shots(fc, features, split, sets, args, processes):
+    """{shots: the mean accuracy, over DRAWS draws, of a probe of so few files of each class}."""
+    train_files, test_files, names = sets[split]
+    accuracy = {}
+    for shots in args.shots:
+        right = 0
+        for draw in range(DRAWS):
+            drawn = draw_shots(train_files.items, names, shots, args.seed, split, draw)
+            fit_probe(fc, features, drawn)
+            predictions = predict_from_features(fc, features, test_files, processes)
+            right += evaluate(predictions, test_files, len(names), processes).trace().item()
+        accuracy[shots] = right / (DRAWS * len(test_files))
+    return accuracy
 
 
 # -------------------------------------------------------------------------------------------------
@@ -710,12 +784,19 @@ def report_split(args, source, fmt, split, sets, out, processes):
     train_files, test_files, names = sets[split]
     report, world_size = processes.report, processes.world_size
     views = views_of(args, source)
-    files = f"train {len(train_files)}, test {len(test_files)} {views}"
+    number = f"{len(train_files)}"
+    if args.shots and not args.probe:
+        number = f"{args.shots[0] * len(names)} of {number}"
+    files = f"train {number}, test {len(test_files)} {views}"
     report(f"{args.task} split {split}: {len(names)} classes, {files}")
     new = "fc.weight, fc.bias" if source.weights else "all"
     report(f"weights: {source.describe()}; new: {new}")
     if args.probe:
-        report("recipe: logistic regression on frozen features")
+        recipe = "recipe: logistic regression on frozen features"
+        if args.shots:
+            numbers = ", ".join(map(str, args.shots))
+            recipe += f" of all files, and of {numbers} of each class ({DRAWS} draws)"
+        report(recipe)
     else:
         steps = len(train_files) // args.batch_size
         lr = f"lr 0.001 to {args.lr:g} in {args.warmup}, then to 0"
@@ -736,20 +817,40 @@ def repeat_exactly():
 def summarise(args, source, state, sets):
     """The accuracies of the splits, a line for each, and their mean if there are several."""
     views = views_of(args, source)
+    task = args.task
+    if args.shots and not args.probe:
+        task += f" --shots {args.shots[0]}"
     accuracy, lines = {}, []
     for split, counts in state["confusion"].items():
         accuracy[split] = counts.trace().item() / counts.sum().item()
         percent = f"{100 * accuracy[split]:.1f} % top-1"
-        lines.append(f"{args.task} split {split}: {percent} of {len(sets[split][1])} {views}")
+        lines.append(f"{task} split {split}: {percent} of {len(sets[split][1])} {views}")
     mean = sum(accuracy.values()) / len(accuracy)
     if len(accuracy) > 1:
-        lines.append(f"{args.task}: {100 * mean:.1f} %, the mean of {len(accuracy)} splits")
+        lines.append(f"{task}: {100 * mean:.1f} %, the mean of {len(accuracy)} splits")
     return accuracy, mean, lines
+
+
+def summarise_shots(args, state):
+    """What result.json has of a probe of few files of each class, and a line for each number."""
+    of_split = state["accuracy_of_shots"]
+    accuracy, lines = {}, []
+    for shots in args.shots:
+        accuracy[shots] = sum(of_shots[shots] for of_shots in of_split.values()) / len(of_split)
+        draws = f"the mean of {DRAWS} draws"
+        if len(of_split) > 1:
+            draws += f" in each of {len(of_split)} splits"
+        lines.append(f"{args.task} --shots {shots}: {100 * accuracy[shots]:.1f} % top-1, {draws}")
+    return {"accuracy_of_shots": accuracy, "accuracy_of_shots_of_split": of_split}, lines
 
 
 def finish(args, source, state, sets, run):
     """Write confusion.png and result.json; return the lines to print."""
     accuracy, mean, lines = summarise(args, source, state, sets)
+    few = {}
+    if args.probe and args.shots:
+        few, few_lines = summarise_shots(args, state)
+        lines = few_lines + lines
     counts = sum(state["confusion"].values())
     *_, names = next(iter(sets.values()))
     right = counts.diag() / counts.sum(1).clamp(min=1)
@@ -759,10 +860,13 @@ def finish(args, source, state, sets, run):
             "task": args.task,
             "accuracy": mean,
             "accuracy_of_split": accuracy,
+            **few,
             "tests_of_split": {split: len(sets[split][1]) for split in accuracy},
             "summary": lines,
             "accuracy_of_class": dict(zip(names, right.tolist())),
             "weights": source.describe(),
+            "pretraining_epoch": source.epoch,
+            "pretraining_step": source.step,
             "training_seconds": sum(row["seconds"] for row in state["log"]),
             "settings": run.settings,
         }
@@ -792,7 +896,8 @@ def main(args):
     if source.backbone == "video" and not args.probe:
         processes.check_gpu(args.share, largest_map(args.width, args.frames, args.crop))
     run = Run(args.out, processes, settings, MAY_CHANGE, before, file="last.pt", foreign="*")
-    nothing = {"split": None, "epoch": 0, "log": [], "confusion": {}, "skipped": 0}
+    nothing = {"split": None, "epoch": 0, "log": [], "skipped": 0}
+    nothing |= {"confusion": {}, "accuracy_of_shots": {}}  # of the splits that are tested
     state = nothing | (run.checkpoint or {})
     if state.get("summary"):
         processes.report("\n".join([f"{args.out} was finished before", *state["summary"]]))
@@ -822,7 +927,10 @@ def main(args):
         if args.probe:
             if features is None or source.standardise:
                 features = embed(net, front_end, all_files, processes, args.workers)
-            fit_probe(net.fc, features, train_files)
+            if args.shots:
+                few = probe_shots(net.fc, features, split, sets, args, processes)
+                state["accuracy_of_shots"][split] = few
+            fit_probe(net.fc, features, train_files.items)
             predictions = predict_from_features(net.fc, features, test_files, processes)
         else:
             train(net, front_end, train_files, split, state, run, args, processes)

@@ -52,6 +52,11 @@ Each idea has a test that turns red when the idea is broken on purpose:
                   test_an_answer_is_the_mean_of_the_views_softmax
               a probe on features that are not standardised
                   test_a_probe_is_the_logistic_regression_on_frozen_features
+              few files that are not of each class, or not among those of more; repeated class by
+              class; a probe of few files that is of others too
+                  test_shots_are_so_many_files_of_each_class_and_those_of_fewer_are_among_them
+                  test_few_files_are_repeated_evenly_to_the_length_of_all
+                  test_a_probe_of_few_files_knows_no_others
     media/    sound cut 1 s late
                   test_every_kind_of_file_is_cut_in_step
               headers believed; references to other files followed
@@ -636,7 +641,7 @@ OF_A_SNIPPET = (
     sampler.SNIPPETS,
     sampler.SHUFFLE,
 )
-OF_A_CLIP = (streams.CLIP_START, streams.CLIP_SCALE, streams.CLIP_CROP)
+OF_A_CLIP = (streams.CLIP_START, streams.CLIP_SCALE, streams.CLIP_CROP, streams.SHOTS)
 OF_A_BATCH = (streams.COLOUR, streams.BANDS)
 
 
@@ -1610,6 +1615,7 @@ def test_fine_tuning_takes_the_pretrained_weights_and_counts_each_test_file_once
     out, ckpt = tmp_path / "run", run / "checkpoint.pt"
     result, printed = fine_tune(toy, out, task, "--ckpt", ckpt)
     assert f"weights: {backbone} of {ckpt} (epoch 1, step 9, k 4)" in printed
+    assert (result["pretraining_epoch"], result["pretraining_step"]) == (1, 9)
     assert "new: fc.weight, fc.bias" in printed
     assert result["tests_of_split"] == {"1": 20} and len(result["accuracy_of_class"]) == 10
     right = result["accuracy"] * 20
@@ -1716,7 +1722,7 @@ def test_a_probe_is_the_logistic_regression_on_frozen_features():
     x = spread + np.arange(60)[:, None, None] % 3 * [1, 0, 0.1, 0, 0] + 7
     features = {f"{i}": torch.from_numpy(x[i]).float() for i in range(60)}
     fc = torch.nn.Linear(5, 3)
-    finetune.fit_probe(fc, features, train)
+    finetune.fit_probe(fc, features, train.items)
     # At the minimum the gradient of mean cross-entropy is that of |W|^2 / 2N, for W on
     # standardised features.
     z, y = torch.from_numpy(x).flatten(0, 1), torch.arange(60).repeat_interleave(2) % 3
@@ -1727,6 +1733,196 @@ def test_a_probe_is_the_logistic_regression_on_frozen_features():
     error = (z @ weight.T + bias).softmax(1) - torch.nn.functional.one_hot(y, 3)
     assert error.T @ z / 120 == pytest.approx(-weight / 60, abs=1e-4)
     assert weight.abs().max() > 0.5
+
+
+NAMES = ["walk", "run", "jump"]
+
+
+def test_shots_are_so_many_files_of_each_class_and_those_of_fewer_are_among_them():
+    items = [(f"{i}", label) for label in range(3) for i in range(100 * label, 100 * label + 40)]
+    items = [items[i] for i in np.random.default_rng(0).permutation(120)]
+
+    def draw(shots, seed=0, split=1, draw=0):
+        return finetune.draw_shots(items, NAMES, shots, seed, split, draw)
+
+    five = draw(5)
+    assert set(five) <= set(items) and len(set(five)) == len(five)
+    assert [label for _, label in five] == 5 * [0, 1, 2]
+    for shots in (1, 2, 5):
+        assert draw(shots) == five[: 3 * shots]
+    for other in (draw(5, seed=1), draw(5, split=2), draw(5, draw=1)):
+        assert len(set(other) & set(five)) < 8
+    # A class draws for itself: by the place in the list of its files, no two draw alike.
+    files = [[item for item in items if item[1] == label] for label in range(3)]
+    places = [[files[label].index(item) for item in five[label::3]] for label in range(3)]
+    assert places[0] != places[1] != places[2]
+    with pytest.raises(BadInput, match="--shots 3: in split 1, class jump has only 2 files"):
+        finetune.draw_shots(files[0] + files[1] + files[2][:2], NAMES, 3, 0, 1)
+
+
+@pytest.mark.parametrize("task, read", [("action", ucf101), ("sound", esc50)])
+def test_few_files_are_repeated_evenly_to_the_length_of_all(toy, tmp_path, task, read):
+    args = fine_tuning_arguments(toy, tmp_path, f"toy-{task}", "--shots", 3, "--split", 2)
+    items, names = read(toy / task, 2, True)
+    sets = finetune.read_splits(args, finetune.TASKS[args.task], TINY)
+    train, test, _ = sets[2]
+    drawn = finetune.draw_shots(items, names, 3, args.seed, 2)
+    assert len(train) == len(items) and set(train.items) == set(drawn)
+    times = collections.Counter(train.items).values()
+    assert max(times) - min(times) == 1
+    counts = collections.Counter(label for _, label in train.items)
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert test.items == read(toy / task, 2, False)[0]
+    # A probe draws from all files, many times.
+    args = fine_tuning_arguments(toy, tmp_path, f"toy-{task}", "--shots", 1, 3, "--probe")
+    train, *_ = finetune.read_splits(args, finetune.TASKS[args.task], TINY)[1]
+    assert train.items == read(toy / task, 1, True)[0]
+
+
+def test_with_few_files_an_epoch_keeps_its_steps_and_each_repetition_has_a_clip_of_its_own(
+    toy, tmp_path, steps, capsys
+):
+    args = fine_tuning_arguments(toy, tmp_path / "run", "toy-sound", "--shots", 1)
+    finetune.main(args)
+    assert "train 10 of 40, test 20" in capsys.readouterr().out
+    items, names = esc50(toy / "sound", 1, True)
+    drawn = finetune.draw_shots(items, names, 1, args.seed, 1)
+    train = ESC50(4 * drawn, TINY)
+    front_end = AudioFrontEnd(TINY, drop=0.5, both=True)
+    front_end.measure(torch.stack([train[i, (0, 0, 0, i)][0] for i in range(len(train))]))
+    expected = list(expected_inputs(train, args, front_end))
+    assert len(steps) == len(expected) == 4
+    for (x, labels), (right_x, right_labels) in zip(steps, expected):
+        assert torch.equal(labels, right_labels)
+        assert torch.allclose(x, right_x, atol=1e-4)
+    epoch = list(finetune.own_shares(40, 0, args, Processes()))[:2]
+    clips = {i: train[i, key][0] for batch in epoch for i, key in batch}
+    for i, j in itertools.combinations(range(0, 40, 10), 2):  # of the first file that was drawn
+        assert not torch.equal(clips[i], clips[j])
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["summary"][0].startswith("toy-sound --shots 1 split 1: ")
+    assert result["pretraining_epoch"] is result["pretraining_step"] is None
+    with pytest.raises(BadInput, match="shots .1. and not .2."):
+        finetune.main(fine_tuning_arguments(toy, tmp_path / "run", "toy-sound", "--shots", 2))
+
+
+def few_shot_sets():
+    """Of 3 classes 8 files to train on and 4 to test on, and features that tell them apart."""
+    files = [
+        (f"{half}{i}", i % 3) for half, number in (("a", 24), ("b", 12)) for i in range(number)
+    ]
+    train, test = Labeled.__new__(Labeled), Labeled.__new__(Labeled)
+    train.items, test.items = files[:24], files[24:]
+    rng = np.random.default_rng(0)
+    features = {}
+    for path, label in files:
+        x = 3 * np.eye(3)[label] + 0.1 * rng.normal(size=(2, 3))
+        features[path] = torch.from_numpy(x).float()
+    return {1: (train, test, NAMES)}, features
+
+
+def test_a_probe_of_few_files_knows_no_others(monkeypatch):
+    args = types.SimpleNamespace(shots=[1, 2], seed=0)
+    sets, features = few_shot_sets()
+    train, test, _ = sets[1]
+    processes = Processes()
+    processes.start()
+
+    def probe():
+        return finetune.probe_shots(torch.nn.Linear(3, 3), features, 1, sets, args, processes)
+
+    monkeypatch.setattr(finetune, "DRAWS", 2)
+    assert probe() == {1: 1.0, 2: 1.0}
+    draws = [finetune.draw_shots(train.items, NAMES, 2, 0, 1, draw) for draw in range(2)]
+    assert set(draws[0][:3]) != set(draws[1][:3])
+    undrawn = set(train.items) - {*draws[0], *draws[1]}
+    assert len(undrawn) >= 12
+    for path, _ in undrawn:
+        features[path] = torch.full((2, 3), torch.nan)
+    assert probe() == {1: 1.0, 2: 1.0}
+    # The three files of the second draw of one file a class change their places.
+    paths = [path for path, _ in draws[1][:3]]
+    x = [features[path] for path in paths]
+    features.update(zip(paths, x[1:] + x[:1]))
+    assert probe()[1] == 0.5
+
+
+def test_a_feature_that_few_files_do_not_show_does_not_decide():
+    """It differs by 1e-5 in the files that are drawn, and by 1 elsewhere."""
+    items = [("a", 0), ("b", 1)]
+    features = {
+        "a": torch.tensor([[0.0, 0.0], [0.1, 0.0]]),
+        "b": torch.tensor([[1.0, 1e-5], [1.1, 1e-5]]),
+    }
+    fc = torch.nn.Linear(2, 2)
+    finetune.fit_probe(fc, features, items)
+    assert fc(torch.tensor([1.0, -1.0])).argmax() == 1
+
+
+def test_a_probe_of_few_files_adds_to_the_result_of_all_and_resumes(
+    run, toy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(finetune, "DRAWS", 2)
+    monkeypatch.setattr(finetune, "draw_confusion", lambda *args: args[-1].write_bytes(b"-"))
+    embed, features = finetune.embed, []
+
+    def embed_once(*args):
+        if not features:
+            features.append(embed(*args))
+        return features[0]
+
+    monkeypatch.setattr(finetune, "embed", embed_once)
+
+    def probe(name, *flags):
+        ckpt = ["--ckpt", run / "checkpoint.pt", "--probe", "--split", "all"]
+        finetune.main(fine_tuning_arguments(toy, tmp_path / name, "toy-sound", *ckpt, *flags))
+        return json.loads((tmp_path / name / "result.json").read_text())
+
+    few, plain = probe("few", "--shots", 2, 1, 2), probe("all")
+    assert few["settings"]["shots"] == [1, 2] and plain["settings"]["shots"] is None
+    assert few["accuracy_of_split"] == plain["accuracy_of_split"]
+    assert few["summary"][2:] == plain["summary"]
+    of_split = few["accuracy_of_shots_of_split"]
+    assert list(of_split) == ["1", "2", "3", "4", "5"]
+    for shots, line in zip(("1", "2"), few["summary"]):
+        mean = np.mean([accuracy[shots] for accuracy in of_split.values()])
+        assert few["accuracy_of_shots"][shots] == pytest.approx(mean)
+        percent = f"{100 * mean:.1f} % top-1, the mean of 2 draws in each of 5 splits"
+        assert line == f"toy-sound --shots {shots}: {percent}"
+    # Interrupted in the third split.
+    probe_shots, calls = finetune.probe_shots, itertools.count(1)
+
+    def killed(*args):
+        if next(calls) == 3:
+            raise Stop
+        return probe_shots(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "probe_shots", killed)
+        with pytest.raises(Stop):
+            probe("half", "--shots", 1, 2)
+    assert probe("half", "--shots", 1, 2)["accuracy_of_shots_of_split"] == of_split
+
+
+def test_an_old_probe_that_knows_no_shots_resumes(run, toy, tmp_path):
+    flags = ["--ckpt", run / "checkpoint.pt", "--probe"]
+    result, _ = fine_tune(toy, tmp_path, "toy-sound", *flags)
+    kept = torch.load(tmp_path / "last.pt", weights_only=True)
+    del kept["args"]["shots"], kept["accuracy_of_shots"], kept["summary"]
+    torch.save(kept, tmp_path / "last.pt")
+    (tmp_path / "result.json").unlink()
+    again, _ = fine_tune(toy, tmp_path, "toy-sound", *flags)
+    assert again == result
+
+
+def test_the_folder_of_a_fine_tuning_tells_its_checkpoint_and_its_shots():
+    def folder(*flags):
+        return finetune.parse_args(["--task", "toy-action", *flags]).out
+
+    assert folder() == "runs/toy-action-scratch"
+    assert folder("--ckpt", "runs/x/checkpoint.pt") == "runs/toy-action-x"
+    of_epoch = folder("--ckpt", "runs/x/epoch2.pt", "--probe", "--shots", "5", "1")
+    assert of_epoch == "runs/toy-action-x-epoch2-probe-shots1-5"
 
 
 def test_an_answer_is_the_mean_of_the_views_softmax():
@@ -1836,6 +2032,11 @@ def test_what_fine_tuning_refuses(run, toy, tmp_path):
     # A folder is named where its checkpoint is meant.
     assert f"{run / 'checkpoint.pt'}" in refusal(*sound, "--ckpt", run)
     assert "--split 6: must be 1 to 5, or all" in refusal(*sound, "--split", 6)
+    assert "--shots [0, 1]: must be 1 or more" in refusal(*sound, "--probe", "--shots", 1, 0)
+    assert "--shots [1, 2]: must be one number" in refusal(*sound, "--shots", 1, 2)
+    small = [*sound, "--batch-size", 20, "--shots"]
+    assert "class bounce has only 4 files to train on" in refusal(*small, 5)
+    assert "class bounce has only 4 files" in refusal(*small, 1, 5, "--probe")
     # A set that is not there is answered with its layout, so in several lines.
     argv = ["--task", "ucf101", "--out", tmp_path / "new", "--data"]
     status, _, errors = run_script("finetune.py", *argv, tmp_path)

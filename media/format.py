@@ -65,9 +65,10 @@ class Format:
 # What is random when a sample is read is drawn from its key, (seed, epoch, step, place in the
 # global batch), and from one of these streams. So the number of workers changes nothing, and a
 # resumed run repeats itself. The front-ends draw for a share, from (seed, epoch, step, share). In
-# pretraining, `sampler.py` keeps streams 1 and 2 for titles and snippets; in fine-tuning there is
-# no sampler. With a stream of None the key alone seeds the generator; numpy pads it with zeros, so
-# HELD_OUT shares its numbers with one crop of epoch N, which does no harm.
+# pretraining, `sampler.py` keeps streams 1 and 2 for titles and snippets, and 6 for the shuffled
+# baseline; in fine-tuning there is no sampler. With a stream of None the key alone seeds the
+# generator; numpy pads it with zeros, so HELD_OUT shares its numbers with one crop of epoch N,
+# which does no harm.
 # -------------------------------------------------------------------------------------------------
 
 # In pretraining.
@@ -80,6 +81,7 @@ ORDER = None  # the order of the files in an epoch; its key is (seed, epoch)
 CLIP_START = 0  # when a clip begins
 CLIP_SCALE = 1  # the shorter side that a clip is resized to
 CLIP_CROP = 2  # where the crop of a clip lies
+SHOTS = 7  # which files of a class are trained on; its key is (seed, split, draw, label)
 
 # In both, of a batch.
 COLOUR = 3  # the colour jitter, and which samples are flipped
