@@ -59,6 +59,7 @@ def draw(
     loss_unit="nats",
     chance=None,
     crowded=False,
+    row_height=ROW,
 ):
     """Write a PNG with a panel for each measure and for the loss: mean and range over the seeds.
 
@@ -70,6 +71,7 @@ def draw(
     chance      {name of a measure: what guessing gives}, a dotted line in its panel
     crowded     whether the labels are many or long: then the legend has a panel of its own, and
                 the last panel is as wide as the picture, with room for a row for each label
+    row_height  of such a row, in inches
     """
     panel_of = {**measures, "loss": (loss_title, loss_unit)}
     names = [name for name in panel_of if was_measured(name, groups)]
@@ -78,15 +80,14 @@ def draw(
     if crowded or last_panel:
         count += 1
     if crowded and last_panel:
-        wide_height = ROW * (len(groups) + 4)
+        wide_height = row_height * len(groups) + 4 * ROW
     figure, panels = make_panels(count, wide_height)
     order = [*order, *groups]
     for name, axes in zip(names, panels):
         marker = "." if name in measures else ""
         for label, seeds in groups.items():
-            tens, colour = divmod(order.index(label), COLOURS)
-            style = marker + LINES[tens % len(LINES)]
-            draw_curve(axes, curves_of(name, seeds), label, f"C{colour}", style)
+            colour, line = look_of(label, order)
+            draw_curve(axes, curves_of(name, seeds), label, colour, marker + line)
         if chance and name in chance:
             axes.axhline(chance[name], ls=":", lw=0.8, color="grey")
         title, unit = panel_of[name]
@@ -100,6 +101,12 @@ def draw(
     if last_panel:
         last_panel(panels[-1])
     figure.savefig(path, dpi=110, format="png")
+
+
+def look_of(label, order):
+    """The colour and the kind of line of a label, by its place in the order of all labels."""
+    tens, colour = divmod(order.index(label), COLOURS)
+    return f"C{colour}", LINES[tens % len(LINES)]
 
 
 def make_panels(count, wide_height=0):

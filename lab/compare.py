@@ -6,9 +6,10 @@
 
 Runs that differ in nothing but their seed are one row of the table and one curve. Runs that
 differ in any other argument are told apart by their labels. Each sweep of a collection is a
-picture, COLLECTION-SWEEP.png; `sweeps` below lists them, and which figure each repeats. A RUN is
-the folder of a finished run of pretrain.py or finetune.py, or a findings.json, which has a row
-for each run that was compared.
+picture, COLLECTION-SWEEP.png; `sweeps` below lists them, and which figure each repeats. Where
+checkpoints inside runs (pretrain.py --keep) were tested, COLLECTION-learning.png shows how they
+do. A RUN is the folder of a finished run of pretrain.py or finetune.py, or a findings.json,
+which has a row for each run that was compared.
 """
 
 # A row is what findings.json keeps of a run: `run` (the name of its folder), `seed` and
@@ -16,7 +17,7 @@ for each run that was compared.
 # (harness/curves.py), and of newer runs `done` (counts of what was trained on). Of finetune.py it
 # also keeps `task`, `pretraining` (the run that its weights are from, or None) and `accuracy`
 # (from 0 to 1), and where there are any `pretraining_step` (the step of that run after which it
-# had these weights) and `accuracy_of_shots` ({labelled clips of a class: accuracy} of a probe).
+# had these weights) and `accuracy_of_shots` ({labelled files of each class: accuracy} of a probe).
 #
 #     base      {argument: its most common value} of one collection, of each argument in which
 #               its runs differ and which a label names only where it has another value
@@ -38,7 +39,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.curves import draw, in_lines, legend_below, was_measured
+from harness.curves import (
+    ROW,
+    draw,
+    draw_curve,
+    draw_legend,
+    in_lines,
+    legend_below,
+    look_of,
+    make_panels,
+    was_measured,
+)
 from harness.errors import BadInput, make_parser, one_line_errors, printable
 from harness.files import atomic_write, one_at_a_time
 from loss import CHANCE, MEASURES
@@ -52,11 +63,13 @@ NOT_COMPARED |= {"data", "out", "seed", "toy", "workers", "max_bad", "measure_ev
 NOT_COMPARED |= {"processes", "compile", "save_minutes", "save_every", "keep"}
 # The value of arguments in runs that were made before they existed.
 BEFORE = {"sampling": "hierarchical", "title": "show", "precision": "bf16"}
-# A picture is crowded if it has more labels than this, or one with more characters than this.
+# A picture is crowded if it has more labels or tasks than these, or a label of more characters.
 FEW_LABELS = 5
+FEW_TASKS = 5
 SHORT_LABEL = len("k = 16, w = scene")
 UNTRAINED = "none"  # The label of a network that was not pretrained.
-MARKERS = "v*osD^"  # One for each task.
+MARKERS = "v*osD^<>pPXh"  # One for each task.
+MARKER = 0.06  # Height of a marker, in inches.
 
 
 # --------------------------------------------------------------------------------------------------
@@ -149,7 +162,7 @@ def downstream_row(result):
 def task_of(arguments, shots=None):
     """Name what a run of finetune.py tests: "toy-action, probe, 1 shot, split all".
 
-    shots  labelled clips of each class; None for all that there are
+    shots  labelled files of each class; None for all that there are
     """
     words = [arguments["task"], "probe" if arguments["probe"] else "fine-tuned"]
     if shots is not None:
@@ -450,6 +463,35 @@ def downstream(rows, groups):
     return results_of(final_tests(rows, groups))
 
 
+def learning_curves(rows, groups):
+    """Return {task: {label: {seed: ([step], [accuracy from 0 to 1])}}}, steps in ascending order.
+
+    A curve begins with the untrained network at step 0, where one was tested with the same seed
+    on the same data, and ends with the end of the run, where that was tested. A run of which only
+    one checkpoint was tested has no curve.
+    """
+    tests = tests_of(rows, groups)
+    inside = first_of_each([test for test in tests if test.is_inside], "label, task, seed and step")
+    final = [test for test in tests if not test.is_inside and test.step is not None]
+    points_of = {}  # {(task, data, seed, label): {step: accuracy}}
+    run_of = {}  # {the same: the run that this curve is of}
+    # Of two runs with one label and seed, `downstream` has the first that was tested at its end.
+    for test in [*final, *inside]:
+        data, seed, run = test.row["arguments"]["data"], test.row["seed"], test.row["pretraining"]
+        for task, accuracy in accuracies_of(test.row).items():
+            key = task, data, seed, test.label
+            if run_of.setdefault(key, run) == run:
+                points_of.setdefault(key, {}).setdefault(test.step, accuracy)
+    curves = {}
+    for (task, data, seed, label), points in points_of.items():
+        if len(points) > 1:
+            points = points_of.get((task, data, seed, UNTRAINED), {}) | points
+            steps = sorted(points)
+            accuracies = [points[step] for step in steps]
+            curves.setdefault(task, {}).setdefault(label, {})[seed] = steps, accuracies
+    return curves
+
+
 def final_tests(rows, groups):
     """Return the tests that `results` are made of: no two of one label, task and seed."""
     final = [test for test in tests_of(rows, groups) if not test.is_inside]
@@ -484,7 +526,7 @@ def results_of(tests):
 
 
 def accuracies_of(row):
-    """Return {task: accuracy} of a row of finetune.py: of all labelled clips, then of few."""
+    """Return {task: accuracy} of a row of finetune.py: of all labelled files, then of few."""
     accuracies = {row["task"]: row["accuracy"]}
     of_shots = row.get("accuracy_of_shots", {})
     for shots in sorted(of_shots, key=int):
@@ -506,18 +548,26 @@ def compare(paths, out):
     pretrained = [row for row in rows if "final" in row]
     base_of_collection = {name: base_of(rows) for name, rows in by_collection(pretrained).items()}
     groups_of = group(pretrained)
-    results_of = {name: downstream(rows, groups) for name, groups in groups_of.items()}
+    tests_in = {name: final_tests(rows, groups) for name, groups in groups_of.items()}
+    results_in = {name: results_of(tests) for name, tests in tests_in.items()}
     all_labels = distinct(label for groups in groups_of.values() for label in groups)
-    all_tasks = distinct(task for results in results_of.values() for task in results)
+    all_tasks = distinct(task for results in results_in.values() for task in results)
     for collection, groups in groups_of.items():
-        results = results_of[collection]
+        results = results_in[collection]
         for sweep, labels in sweeps(groups).items():
             picture = out / f"{collection}-{sweep}.png"
             swept = {label: groups[label] for label in labels}
             draw_sweep(picture, swept, results, all_labels, all_tasks)
             print(picture)
+        curves = learning_curves(rows, groups)
+        if curves:
+            picture = out / f"{collection}-learning.png"
+            draw_learning(picture, curves, groups, all_labels)
+            print(picture)
         print_table(collection, groups, results)
         print_base(base_of_collection[collection])
+        tested = [test.row for test in tests_in[collection]]
+        print_processors([row for seeds in groups.values() for row in seeds.values()] + tested)
     print()
     print(f"{out}/findings.json, {len(rows)} runs")
 
@@ -535,7 +585,7 @@ def draw_sweep(path, groups, results, all_labels, all_tasks):
     for task, seeds_of in results.items():
         if len(seeds_of.keys() & groups.keys()) > 1:
             compared[task] = seeds_of
-    crowded = len(groups) > FEW_LABELS or max(map(len, groups)) > SHORT_LABEL
+    crowded = has_many_labels(groups) or len(compared) > FEW_TASKS
     last_panel = None
     if compared:
         labels = list(groups)
@@ -548,6 +598,7 @@ def draw_sweep(path, groups, results, all_labels, all_tasks):
         groups = {with_window(label): seeds for label, seeds in groups.items()}
         all_labels = [with_window(label) for label in all_labels]
     loss_title = "training loss (Equation 1)"
+    row_height = max(ROW, MARKER * len(compared))
     draw(
         path,
         groups,
@@ -557,7 +608,55 @@ def draw_sweep(path, groups, results, all_labels, all_tasks):
         loss_title=loss_title,
         chance=CHANCE,
         crowded=crowded,
+        row_height=row_height,
     )
+
+
+def has_many_labels(labels):
+    return len(labels) > FEW_LABELS or max(map(len, labels)) > SHORT_LABEL
+
+
+def draw_learning(path, curves, groups, all_labels):
+    """Draw `learning_curves`, a panel a task: mean and range over the seeds.
+
+    all_labels  as in `draw_sweep`
+    """
+    labels = [label for label in groups if any(label in curves[task] for task in curves)]
+    names = {label: label for label in labels}
+    if any(has_window(label) for label in labels):
+        names = {label: with_window(label) for label in labels}
+    crowded = has_many_labels(labels)
+    figure, panels = make_panels(len(curves) + 1 if crowded else len(curves))
+    for (task, seeds_of), axes in zip(curves.items(), panels):
+        for label in labels:
+            colour, line = look_of(label, all_labels)
+            draw_curve(axes, [], names[label], colour, "." + line)  # for the legend
+            batch_size = arguments_of(groups[label])["batch_size"]
+            for steps, percents in by_steps(seeds_of.get(label, {})).items():
+                snippets = batch_size * np.array(steps)
+                seeds = [(snippets, values) for values in percents]
+                draw_curve(axes, seeds, None, colour, "." + line)
+        axes.set(title=task, xlabel="snippets seen", ylabel="top-1 %")
+    if crowded:
+        draw_legend(panels[-1], panels[0])
+    else:
+        panels[0].legend()
+    lengths = {last_step(row) for label in labels for row in groups[label].values()} - {None}
+    shortest, longest = min(lengths), max(lengths)
+    schedule = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
+    figure.suptitle(f"checkpoints inside a run are of a schedule of {schedule} steps")
+    figure.savefig(path, dpi=110, format="png")
+
+
+def by_steps(curve_of_seed):
+    """Return {steps: the percents of each seed whose curve has just these steps}.
+
+    Only those have a mean: at other steps a seed was not tested.
+    """
+    percents_at = {}
+    for steps, accuracies in curve_of_seed.values():
+        percents_at.setdefault(tuple(steps), []).append(100 * np.array(accuracies))
+    return percents_at
 
 
 def has_untrained(results):
@@ -656,6 +755,20 @@ def print_base(base):
         words = ", ".join(in_words(name, value) for name, value in base.items())
         print()
         print(f"Unless a label says otherwise: {words}.")
+
+
+def print_processors(rows):
+    """Print how many of these runs each kind of processor computed, if there are several kinds.
+
+    Another kind adds up in another order, which changes a result as another seed does.
+    """
+    counts = collections.Counter()
+    for row in rows:
+        counts[row.get("versions", {}).get("processor", "not recorded")] += 1
+    if len(counts) > 1:
+        kinds = "; ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))
+        print()
+        print(f"Runs on each kind of processor: {kinds}.")
 
 
 def table_row(cells):

@@ -38,6 +38,7 @@ from lab.compare import (
     compare,
     downstream,
     group,
+    learning_curves,
     read_runs,
     sweeps,
     with_window,
@@ -337,8 +338,8 @@ def test_a_run_that_is_not_finished_is_an_error_after_the_others_are_added(tmp_p
     (tmp_path / "half").mkdir()
     halves = tmp_path / "half", tmp_path / "nowhere"
     both = f"{halves[0]} {halves[1]}: no finished run; name folders with a result.json"
-    assert refused("lab.compare", "--add", file, *halves) == both
-    assert not file.exists()
+    assert refused("lab.compare", "--add", tmp_path / "new" / "rows.json", *halves) == both
+    assert not (tmp_path / "new").exists()
     probe = write_result(tmp_path / "probe", result_of_probe())
     assert "half: no finished run" in refused("lab.compare", "--add", file, halves[0], probe)
     assert list(rows_in(file)) == ["probe"]
@@ -659,6 +660,8 @@ def test_seeds_of_the_same_arguments_are_one_curve(capsys):
     elsewhere += " --out runs/other"
     rows = [row_of_flags("tv"), row_of_flags(f"tv --seed 1 {elsewhere}")]
     assert grouped(rows) == {"k = 16": [0, 1]}
+    worlds = [row_of_flags(f"films-{seed} --seed {seed}") for seed in (1, 11)]
+    assert list(group(worlds)) == ["films"]
     assert capsys.readouterr().out == ""
     groups = group([*rows, row_of_flags(f"tv {elsewhere}")])["tv"]
     assert capsys.readouterr().out == "other: the same arguments and seed as tv-k16, skipped\n"
@@ -749,6 +752,145 @@ def test_a_checkpoint_inside_a_run_is_no_result_of_it(capsys):
     assert capsys.readouterr().out == ""
 
 
+ACTION = "toy-action, probe, split all"
+
+
+def rows_of_learning(run, seed, accuracy_at):
+    """Rows of probes of a run after these steps: {step: accuracy}."""
+    values = {"seed": seed, "ckpt": f"runs/{run}/checkpoint.pt"}
+    rows = []
+    for step, accuracy in accuracy_at.items():
+        probe = row_of_probe(f"{run}-{step}", **values, pretraining_step=step, accuracy=accuracy)
+        rows.append(probe)
+    return rows
+
+
+def test_a_learning_curve_goes_from_the_untrained_network_to_the_end_of_the_run(capsys):
+    lines = ["tv --k 1", "tv --k 4", "tv --k 16", "tv --k 16 --seed 1"]
+    groups = group([row_of_flags(line) for line in lines])["tv"]  # each of 100 steps
+    rows = [
+        *rows_of_learning("tv-k4", 0, {100: 0.6}),
+        *rows_of_learning("tv-k16", 0, {60: 0.4, 30: 0.2, 100: 0.8}),
+        *rows_of_learning("tv-k16-seed1", 1, {50: 0.5, 30: 0.3}),
+        *rows_of_learning("tv-k1", 0, {30: 0.1}),
+        row_of_probe("untrained", ckpt=None, accuracy=0.15, accuracy_of_shots={"1": 0.12}),
+    ]
+    for row in rows:
+        row["arguments"]["data"] = "datasets/tv/action"
+    assert learning_curves(rows, groups) == {
+        ACTION: {
+            "k = 16": {0: ([0, 30, 60, 100], [0.15, 0.2, 0.4, 0.8]), 1: ([30, 50], [0.3, 0.5])}
+        }
+    }
+    rows[1]["accuracy_of_shots"] = {"1": 0.3}  # after step 60
+    rows[3]["accuracy_of_shots"] = {"1": 0.4}  # at the end
+    few = learning_curves(rows, groups)["toy-action, probe, 1 shot, split all"]
+    assert few == {"k = 16": {0: ([0, 60, 100], [0.12, 0.3, 0.4])}}
+    rows[-1]["arguments"]["data"] = "datasets/other/action"
+    assert learning_curves(rows, groups)[ACTION]["k = 16"][0][0] == [30, 60, 100]
+    assert capsys.readouterr().out == ""
+
+
+def test_an_older_probe_of_the_end_ends_a_learning_curve():
+    groups = group([row_of_flags("tv")])["tv"]
+    rows = rows_of_learning("tv-k16", 0, {30: 0.2, 100: 0.8})
+    del rows[1]["pretraining_step"]
+    assert learning_curves(rows, groups) == {ACTION: {"k = 16": {0: ([30, 100], [0.2, 0.8])}}}
+
+
+def test_a_learning_curve_is_of_one_run(capsys):
+    """Both runs are tested with seed 0, though they were pretrained with seeds of their own."""
+    groups = group([row_of_flags("tv"), row_of_flags("tv --seed 1")])["tv"]
+    rows = [
+        *rows_of_learning("tv-k16", 0, {30: 0.2, 100: 0.8}),
+        *rows_of_learning("tv-k16-seed1", 0, {20: 0.1, 30: 0.3, 100: 0.7}),
+    ]
+    curve = [30, 100], [0.2, 0.8]
+    assert learning_curves(rows, groups) == {ACTION: {"k = 16": {0: curve}}}
+    repeated = "tv-k16-seed1-30: the same label, task, seed and step as tv-k16-30, skipped\n"
+    assert capsys.readouterr().out == repeated
+    # That which was tested at its end first.
+    rows = [rows[0], rows[4], rows[2], rows[1]]
+    assert learning_curves(rows, groups) == {ACTION: {"k = 16": {0: ([20, 100], [0.1, 0.7])}}}
+
+
+def test_learning_is_drawn_over_the_snippets_seen(tmp_path, capsys, figures):
+    """A seed whose checkpoints are of other steps has a line of its own."""
+    lines = ["tv", "tv --seed 1", "tv --seed 2", "tv --k 4", "tv --k 1"]
+    rows = [row_of_flags(f"{line} --batch-size 64") for line in lines]
+    one, two, other, four, single = [row["run"] for row in rows]
+    rows += [
+        *rows_of_learning(one, 0, {30: 0.2, 100: 0.8}),
+        *rows_of_learning(two, 1, {30: 0.4, 100: 0.6}),
+        *rows_of_learning(other, 2, {40: 0.1, 100: 0.9}),
+        *rows_of_learning(four, 0, {30: 0.3, 100: 0.5}),
+        *rows_of_learning(single, 0, {100: 0.5}),
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    compare([tmp_path / "rows.json"], tmp_path)
+    printed = capsys.readouterr().out
+    names = re.findall(r"/([\w-]+)\.png\n", printed)
+    figure = figures[names.index("tv-learning")]
+    [axes] = figure.axes
+    assert axes.get_title() == ACTION and axes.get_xlabel() == "snippets seen"
+    title = "checkpoints inside a run are of a schedule of 100 steps"
+    assert figure.get_suptitle() == title
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["k = 4", "k = 16"]
+    drawn = [
+        (line.get_color(), line.get_xdata().tolist(), line.get_ydata().round(9).tolist())
+        for line in axes.get_lines()
+        if len(line.get_xdata())
+    ]
+    assert drawn == [
+        ("C1", [1920, 6400], [30, 50]),
+        ("C2", [1920, 6400], [30, 70]),
+        ("C2", [2560, 6400], [10, 90]),
+    ]
+    shade = axes.collections[1].get_paths()[0].vertices[:, 1].round(9)
+    assert (shade.min(), shade.max()) == (20, 80)
+    # k = 1 was tested at its end alone, and no checkpoint inside a run is in the table.
+    cells = table_of(printed)
+    assert cells["k = 1"][-1] == "50" and cells["k = 16"][-1] == "76.7 ± 15"
+
+
+def test_runs_of_other_lengths_and_many_labels_are_drawn_together(tmp_path, figures):
+    lines = [f"tv --k {k}" for k in (1, 2, 4, 8, 16)] + ["tv --k 16 --w 32"]
+    rows = [row_of_flags(line) for line in lines]
+    for row in list(rows):
+        rows += rows_of_learning(row["run"], 0, {30: 0.2, 100: 0.8})
+    rows[0]["done"] = {"snippets": 512 * 400, "bad": 0, "skipped": 0}
+    [row] = rows_of_learning(rows[0]["run"], 0, {400: 0.9})
+    (tmp_path / "rows.json").write_text(json.dumps([*rows, row]))
+    compare([tmp_path / "rows.json"], tmp_path)
+    [figure] = [figure for figure in figures if figure.get_suptitle()]
+    assert figure.get_suptitle().endswith("a schedule of 100 to 400 steps")
+    labels = [f"k = {k}, w = $M_n$" for k in (1, 2, 4, 8, 16)] + ["k = 16, w = 32"]
+    assert labels_in(figure) == labels
+    panel, legend = figure.axes
+    assert panel.get_legend() is None and legend.get_legend()
+
+
+def test_several_kinds_of_processor_are_named_below_the_table(tmp_path, capsys):
+    def printed_for(*processors):
+        rows = [row_of_flags("tv"), row_of_flags("tv --seed 1")]
+        probe = row_of_probe("probe", ckpt=f"runs/{rows[0]['run']}/checkpoint.pt")
+        inside = rows_of_learning(rows[0]["run"], 0, {30: 0.2})
+        other = row_of_probe("other", ckpt="runs/elsewhere/checkpoint.pt")
+        rows = [*rows, probe, *inside, other]
+        for row, processor in zip(rows, processors):
+            row["versions"] = {"processor": processor}
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        compare([tmp_path / "rows.json"], tmp_path)
+        return capsys.readouterr().out
+
+    both = printed_for("EPYC, AVX2", "Xeon, AVX512", "EPYC, AVX2", "Xeon, AVX512", "Xeon, AVX512")
+    assert "\n\nRuns on each kind of processor: EPYC, AVX2: 2; Xeon, AVX512: 1.\n" in both
+    assert "kind of processor: Xeon: 1; not recorded: 2.\n" in printed_for("Xeon")
+    assert "kind of processor" not in printed_for("Xeon", "Xeon", "Xeon")
+    assert "kind of processor" not in printed_for()
+
+
 def test_only_base_labels_are_in_the_sweeps_of_k_w_jitter_and_tau():
     lines = [
         "tv --sampling iid",
@@ -804,6 +946,28 @@ def test_a_crowded_picture_has_a_row_for_each_label(tmp_path, figures):
     assert both.get_figheight() > w.get_figheight() + 6 * 0.25
     assert [text.get_text() for text in k.axes[-1].get_xticklabels()] == [*labels[:3], labels[4]]
     assert len(w.axes) == len(MEASURES) + 2
+
+
+def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
+    """Then its few labels have rows, too, and the rows are higher."""
+    heights = []
+    for shots in (5, 7, 11):
+        rows = [row_of_flags("tv --k 1"), row_of_flags("tv")]
+        few = {str(number): 0.5 for number in range(1, shots)}
+        for row in list(rows):
+            ckpt = f"runs/{row['run']}/checkpoint.pt"
+            rows.append(row_of_probe(f"{row['run']}-probe", ckpt=ckpt, accuracy_of_shots=few))
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        compare([tmp_path / "rows.json"], tmp_path)
+        heights.append(figures[-1].get_figheight())
+        markers = {container[0].get_marker() for container in figures[-1].axes[-1].containers}
+        assert len(markers) == shots
+    _, low, high = heights
+    assert high - low == pytest.approx(2 * 4 * lab.compare.MARKER)
+    few, *_, many = figures
+    labels = ["k = 1", "k = 16"]
+    assert [text.get_text() for text in few.axes[-1].get_xticklabels()] == labels
+    assert [text.get_text() for text in many.axes[-1].get_yticklabels()] == labels
 
 
 def test_the_window_of_a_label_is_named_after_k():
