@@ -1,4 +1,4 @@
-"""Equation 1, the contrastive loss, and Equation 2, the discrepancy measures.
+"""Equation 1, the contrastive loss, and what is measured: Equation 2, and synchronisation.
 
 B           samples that are contrasted together, each the video and the audio of one snippet
 d           size of an embedding, 512
@@ -67,13 +67,32 @@ def gather(z):
     return torch.cat(shares)
 
 
-# The measures of `discrepancy` that pictures and tables show, with their captions.
+# The measures of `discrepancy` and `synchronisation` that pictures and tables show, in this
+# order: {name: (caption, unit)}.
 MEASURES = {
-    "kl_same_other": "KL(S⁻‖S≠)",
-    "kl_same_match": "KL(S⁻‖S⁺)",
-    "kl_other_match": "KL(S≠‖S⁺)",
-    "gap": "KL(S≠‖S⁺) − KL(S⁻‖S⁺)",
+    "kl_same_other": ("KL(S⁻‖S≠)", "nats"),
+    "kl_same_match": ("KL(S⁻‖S⁺)", "nats"),
+    "kl_other_match": ("KL(S≠‖S⁺)", "nats"),
+    "gap": ("KL(S≠‖S⁺) − KL(S⁻‖S⁺)", "nats"),
+    "sync_same": ("P(sᵢᵢ > sᵢⱼ), same title", "fraction of pairs"),
+    "sync_other": ("P(sᵢᵢ > sᵢⱼ), other titles", "fraction of pairs"),
 }
+# What a network that tells nothing apart has, where that says something.
+CHANCE = {"sync_same": 0.5, "sync_other": 0.5}
+
+
+def kinds_of_pairs(title):
+    """Which pairs (i, j) are of which kind: (B,) titles -> {match, same, other}, each (B, B).
+
+    Raises ValueError where one of the three has no pair: two titles are needed, and two
+    snippets of one of them.
+    """
+    same_title = title[:, None] == title[None, :]  # (B, B)
+    same_snippet = torch.eye(len(title), dtype=torch.bool, device=title.device)
+    kinds = {"match": same_snippet, "same": same_title & ~same_snippet, "other": ~same_title}
+    if not all(of_kind.any() for of_kind in kinds.values()):
+        raise ValueError("equation 2 needs two titles or more, and two snippets of one of them")
+    return kinds
 
 
 @torch.no_grad()
@@ -100,19 +119,10 @@ def discrepancy(z_v, z_a, title, tau=None, bins=64, pseudo_count=0.5):
         edges            the bins + 1 edges of the bins
         histograms       {match, same, other}: the number of pairs in each bin
 
-    Raises ValueError where one of the three has no pair: two titles are needed, and two
-    snippets of one of them.
+    Raises ValueError where one of the three has no pair.
     """
     s = similarity(z_v, z_a, tau)  # (B, B)
-    same_title = title[:, None] == title[None, :]  # (B, B)
-    same_snippet = torch.eye(len(s), dtype=torch.bool, device=s.device)
-    pairs = {
-        "match": s[same_snippet],
-        "same": s[same_title & ~same_snippet],
-        "other": s[~same_title],
-    }
-    if any(len(similarities) == 0 for similarities in pairs.values()):
-        raise ValueError("equation 2 needs two titles or more, and two snippets of one of them")
+    pairs = {name: s[of_kind] for name, of_kind in kinds_of_pairs(title).items()}
     low, high = s.min().item(), s.max().item()
     histograms = {name: histogram(pairs[name], bins, low, high) for name in pairs}
     density = {}
@@ -140,3 +150,37 @@ def histogram(values, bins, low, high):
     """The number of values in each bin, fp64 (bins,)."""
     # histc counts in fp32, which cannot hold 2**24 + 1, so it counts one part at a time.
     return sum(torch.histc(part, bins, low, high).double() for part in values.split(2**24))
+
+
+@torch.no_grad()
+def synchronisation(z_v, z_a, title, tau=None):
+    """How often what belongs together is more similar than what does not, on held-out titles.
+
+        sync_same    P(s_ii > s_ij) for the other snippets j of the title of i
+        sync_other   P(s_ii > s_ij) for the snippets j of other titles
+
+    z_v, z_a  (B, d)
+    title     (B,) the title of each sample
+
+    Each pair (i, j) counts in both directions: the video of i with the sound of j, s_ij, and
+    the sound of i with the video of j, s_ji. A tie counts half, so a network that tells nothing
+    apart has 0.5. All pairs of a kind have equal weight, so a title counts by the number of its
+    pairs. Only the order of the similarities matters, whatever the scale of the embeddings. The
+    paper does not measure this (our choice). Returns plain numbers, from 0 to 1.
+
+    Raises ValueError for titles that `discrepancy` refuses.
+    """
+    # The order of a sum decides its last bits, and must not decide a tie. So the sums have fp64,
+    # and are rounded to fp32 before they are compared.
+    s = similarity(z_v.double(), z_a.double(), tau).float()  # (B, B)
+    positive = s.diagonal()[:, None]  # (B, 1) s_ii
+    kinds = kinds_of_pairs(title)
+    found = {}
+    for name in ("same", "other"):
+        of_kind = kinds[name]  # (B, B)
+        wins, ties = 0, 0
+        for negative in (s, s.T):  # (B, B) s_ij, and s_ji
+            wins += ((positive > negative) & of_kind).sum().item()
+            ties += ((positive == negative) & of_kind).sum().item()
+        found[f"sync_{name}"] = (wins + ties / 2) / (2 * of_kind.sum().item())
+    return found

@@ -43,7 +43,7 @@ from harness.run import (
     obey_parent_only,
     reason_to_end,
 )
-from loss import MEASURES, discrepancy, gather, nce_loss
+from loss import CHANCE, MEASURES, discrepancy, gather, nce_loss, synchronisation
 from media.collection import collection_name
 from media.format import Format
 from media.toy import make_toy
@@ -310,15 +310,17 @@ NOTHING_DONE = {"snippets": 0, "bad": 0, "skipped": 0}
 
 MEASURED = (
     "step {step:>6}  KL(S-||S!=) {kl_same_other:.3f}  KL(S-||S+) {kl_same_match:.3f}  "
-    "KL(S!=||S+) {kl_other_match:.3f}  gap {gap:.3f}  pairs {counts}"
+    "KL(S!=||S+) {kl_other_match:.3f}  gap {gap:.3f}  "
+    "sync {sync_same:.2f} same title, {sync_other:.2f} other  pairs {counts}"
 )
 
 
 @torch.no_grad()
 def measure_held_out(run, held_out, model, video_front, audio_front, args, processes, step):
-    """Log and print Equation 2 on held-out titles: evenly spaced snippets, central crops.
+    """Log and print Equation 2 and synchronisation, on held-out titles.
 
-    Nothing is measured without pairs: it takes two titles, and two snippets of one of them.
+    The snippets are evenly spaced, and have central crops. Nothing is measured without pairs:
+    it takes two titles, and two snippets of one of them.
     """
     samples = []
     for n, M in enumerate(held_out.counts):
@@ -352,6 +354,7 @@ def measure_held_out(run, held_out, model, video_front, audio_front, args, proce
         z_v, z_a, title = (torch.cat(x).to(processes.device) for x in (z_v, z_a, title))
         try:
             measures = discrepancy(z_v, z_a, title, tau=args.tau)
+            measures |= synchronisation(z_v, z_a, title, tau=args.tau)
         except ValueError as error:  # Damaged films may have left no pairs.
             processes.report(f"step {step:>6}  not measured: {error}")
             return
@@ -546,7 +549,7 @@ def save_run(run, model, optimizer, front_end, sampler, train, args, step, done)
 
 
 def draw_run(rows, args, path):
-    """The loss and Equation 2 over the steps, and the similarities that were measured last."""
+    """The loss and all measures over the steps, and the similarities that were measured last."""
     measured = [row for row in rows if "gap" in row]
     last_panel = None
     if measured:
@@ -560,7 +563,8 @@ def draw_run(rows, args, path):
         )
     label = "i.i.d." if args.sampling == "iid" else f"k = {args.k}"
     groups = {label: {args.seed: summarise(rows, MEASURES)}}
-    draw(path, groups, MEASURES, last_panel, loss_title="training loss (Equation 1)")
+    loss_title = "training loss (Equation 1)"
+    draw(path, groups, MEASURES, last_panel, loss_title=loss_title, chance=CHANCE)
 
 
 def describe_sampling(args, train, sampler):

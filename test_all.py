@@ -9,6 +9,8 @@ Each idea has a test that turns red when the idea is broken on purpose:
 
     loss      positives off the diagonal; one direction of negatives dropped; CLIP's two softmaxes
                   test_loss_is_equation_1_value_and_gradient
+              synchronisation in one direction only, or of same and other title swapped
+                  test_synchronisation_is_the_fraction_of_pairs_in_both_directions
     sampler   k and w swapped
                   test_k_distinct_snippets_of_each_title_within_w
               titles drawn by length
@@ -101,9 +103,11 @@ import pytest
 import torch
 import torchaudio
 import torchvision
+from matplotlib.figure import Figure
 
 import data
 import finetune
+import harness.curves
 import harness.run
 import lab.bench
 import lab.compare
@@ -547,11 +551,63 @@ def test_discrepancy_tells_a_shortcut_from_a_correspondence():
     assert abs(matched["gap"]) < 0.3
 
 
+@pytest.mark.parametrize("measure", [loss.discrepancy, loss.synchronisation])
 @pytest.mark.parametrize("title", [[0, 0, 0, 0], [0, 1, 2, 3]])
-def test_discrepancy_needs_all_three_kinds_of_pairs(title):
+def test_what_is_measured_needs_all_three_kinds_of_pairs(measure, title):
     z = torch.randn(4, 8)
-    with pytest.raises(ValueError):
-        loss.discrepancy(z, z, torch.tensor(title))
+    with pytest.raises(ValueError, match="two titles or more, and two snippets of one of them"):
+        measure(z, z, torch.tensor(title))
+
+
+@pytest.mark.parametrize("tau", [None, 0.1])
+def test_synchronisation_is_the_fraction_of_pairs_in_both_directions(tau):
+    """Against a loop over the pairs, of whole numbers, so that there are ties."""
+    g = torch.Generator().manual_seed(1)
+    z_v, z_a = torch.randint(1, 4, (2, 9, 2), generator=g).double()
+    title = torch.tensor([0, 1, 0, 2, 1, 0, 2, 0, 3])
+    found = loss.synchronisation(z_v.float(), z_a.float(), title, tau)
+    if tau:
+        z_v, z_a = z_v / z_v.norm(dim=1, keepdim=True), z_a / z_a.norm(dim=1, keepdim=True)
+
+    def point(positive, negative):
+        """1 for a pair that is told apart, 0.5 for a tie."""
+        if round(positive.item(), 9) == round(negative.item(), 9):
+            return 0.5
+        return float(positive > negative)
+
+    points = {"sync_same": [], "sync_other": []}
+    for i, j in itertools.permutations(range(9), 2):
+        name = "sync_same" if title[i] == title[j] else "sync_other"
+        positive = z_v[i] @ z_a[i]
+        points[name] += [point(positive, z_v[i] @ z_a[j]), point(positive, z_v[j] @ z_a[i])]
+    assert found == pytest.approx({name: np.mean(points[name]) for name in points})
+    assert all(0.5 in points[name] for name in points)
+
+
+def test_synchronisation_is_of_the_order_and_not_of_the_scale_of_the_similarities():
+    z_v, z_a = (z.detach().float() for z in embeddings(12))
+    title = torch.arange(12) // 3
+    found = loss.synchronisation(z_v, z_a, title)
+    assert found == loss.synchronisation(1e-3 * z_v, 1e-3 * z_a, title)
+    assert found == loss.synchronisation(7 * z_v, 1e6 * z_a, title)
+
+
+@pytest.mark.parametrize("B, d", [(7, 5), (37, 32)])
+def test_a_network_that_tells_nothing_apart_is_synchronised_at_chance(B, d):
+    """Exactly, though a matrix product may add up in another order in each of its entries."""
+    g = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        z_v, z_a = torch.randn(2, 1, d, generator=g).expand(2, B, d).contiguous()
+        assert loss.synchronisation(z_v, z_a, torch.arange(B) // 2) == loss.CHANCE
+
+
+def test_synchronisation_tells_a_shortcut_from_a_correspondence():
+    title = torch.arange(4).repeat_interleave(3)
+    film = torch.eye(4)[title]  # what only the title knows
+    snippet = torch.eye(12)
+    assert loss.synchronisation(film, film, title) == {"sync_same": 0.5, "sync_other": 1.0}
+    assert loss.synchronisation(snippet, snippet, title) == {"sync_same": 1.0, "sync_other": 1.0}
+    assert loss.synchronisation(snippet, -snippet, title) == {"sync_same": 0.0, "sync_other": 0.0}
 
 
 # --------------------------------------------------------------------------------------------
@@ -1025,6 +1081,10 @@ def test_a_run_writes_its_folder(run):
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "gap" in row] == [0, 4, 8, 9]
     assert read_log(run, "counts")[0] == {"match": 8, "same": 24, "other": 32}
+    result = json.loads((run / "result.json").read_text())
+    for name in loss.MEASURES:
+        assert result["curves"][name] == [[0, 4, 8, 9], read_log(run, name)]
+        assert result["final"][name] == read_log(run, name)[-1]
     picture = torchvision.io.decode_image(str(run / "curves.png"))
     assert picture.shape[1] > 200 and picture.float().std() > 10
     hidden = [path.name for path in run.glob(".*")]
@@ -1225,8 +1285,68 @@ def test_held_out_titles_are_measured_evenly_central_clean_and_in_testing_mode(r
     with torch.no_grad():
         z_v, z_a = model(VideoFrontEnd()(video), audio_front(waveform))
         expected = loss.discrepancy(z_v, z_a, title)
+        synchronised = loss.synchronisation(z_v, z_a, title)
     edges = read_log(run, "edges")[-1]
     assert edges == pytest.approx(expected["edges"], rel=1e-4, abs=1e-3)
+    for name, value in synchronised.items():
+        assert read_log(run, name)[-1] == pytest.approx(value)
+
+
+def measured(held_out, toy, out, *flags):
+    """The rows that a measurement of an untrained network logs."""
+    processes = Processes()
+    processes.start()
+    run = Run(out, processes, settings={})
+    run.begin()
+    pretrain.measure_held_out(
+        run,
+        held_out,
+        models.AudioVisualModel(8),
+        VideoFrontEnd(),
+        AudioFrontEnd(TINY),
+        arguments(toy, out, *flags),
+        processes,
+        step=3,
+    )
+    return run.rows
+
+
+def test_a_measurement_is_printed_and_has_the_temperature_of_the_run(
+    toy, tmp_path, monkeypatch, capsys
+):
+    taus = []
+    for measure in (loss.discrepancy, loss.synchronisation):
+
+        def noted(*inputs, tau, measure=measure):
+            taus.append(tau)
+            return measure(*inputs, tau=tau)
+
+        monkeypatch.setattr(pretrain, measure.__name__, noted)
+    _, held_out = Titles(toy / "films", TINY).split(0.25, seed=0)
+    [row] = measured(held_out, toy, tmp_path / "run", "--tau", 0.3)
+    assert taus == [0.3, 0.3]
+    assert [name for name, value in row.items() if isinstance(value, float)] == list(loss.MEASURES)
+    synchronised = f"sync {row['sync_same']:.2f} same title, {row['sync_other']:.2f} other"
+    printed = f"gap {row['gap']:.3f}  {synchronised}  pairs {row['counts']}"
+    assert printed in capsys.readouterr().out
+
+
+def test_the_picture_of_a_run_has_a_panel_of_each_measure(run, toy, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(pretrain, "draw", harness.curves.draw)  # `no_pictures` has replaced it.
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    pretrain.draw_run(rows, arguments(toy, run), tmp_path / "curves.png")
+    [figure] = saved
+    shown = [(axes.get_title(), axes.get_ylabel()) for axes in figure.axes]
+    *measures, training_loss, similarities = shown
+    assert measures == list(loss.MEASURES.values())
+    assert training_loss == ("training loss (Equation 1)", "nats")
+    assert similarities == ("similarities at step 9", "density")
+    for name, axes in zip(loss.MEASURES, figure.axes):
+        heights = [list(line.get_ydata()) for line in axes.get_lines()]
+        assert heights[0] == read_log(run, name)
+        assert heights[1:] == ([[0.5, 0.5]] if name in loss.CHANCE else [])
 
 
 def test_one_held_out_title_is_not_measured_and_its_picture_has_no_empty_axes(toy, tmp_path):
@@ -1250,22 +1370,8 @@ def test_a_held_out_title_that_is_lost_does_not_end_the_run(toy, tmp_path, capsy
         shutil.copy(toy / "films" / name, films)
     held_out = Titles(films, TINY)
     (films / "film001.mp4").unlink()
-    processes = Processes()
-    processes.start()
-    run = Run(tmp_path / "run", processes, settings={})
-    run.begin()
-    pretrain.measure_held_out(
-        run,
-        held_out,
-        models.AudioVisualModel(8),
-        VideoFrontEnd(),
-        AudioFrontEnd(TINY),
-        arguments(toy, tmp_path / "run"),
-        processes,
-        step=3,
-    )
+    assert measured(held_out, toy, tmp_path / "run") == []
     assert "step      3  not measured: equation 2 needs two titles" in capsys.readouterr().out
-    assert run.rows == []
 
 
 class Stop(Exception):

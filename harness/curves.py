@@ -2,7 +2,7 @@
 
 log       rows of a run: one for each step, with `step` and `loss`, and one for each
           measurement, with `step` and the measures
-measures  {name of a measure in the log: title of its panel}
+measures  {name of a measure in the log: (title of its panel, unit)}
 summary   {"curves": {name: ([step], [value])}, "final": {name: value}} of one run
 groups    {label: {seed: summary}}: runs that differ in nothing but their seed share a label
 """
@@ -56,7 +56,8 @@ def draw(
     last_panel=None,
     order=(),
     loss_title="training loss",
-    unit="nats",
+    loss_unit="nats",
+    chance=None,
     crowded=False,
     row_height=ROW,
 ):
@@ -67,13 +68,13 @@ def draw(
     last_panel  a function of matplotlib's Axes that fills one more panel
     order       the labels of all pictures that belong together, so that each label has the same
                 colour and the same kind of line in all of them
-    unit        of the measures and of the loss
+    chance      {name of a measure: what guessing gives}, a dotted line in its panel
     crowded     whether the labels are many or long: then the legend has a panel of its own, and
                 the last panel is as wide as the picture, with room for a row for each label
     row_height  of such a row, in inches
     """
-    titles = {**measures, "loss": loss_title}
-    names = [name for name in titles if was_measured(name, groups)]
+    panel_of = {**measures, "loss": (loss_title, loss_unit)}
+    names = [name for name in panel_of if was_measured(name, groups)]
     count = len(names)
     wide_height = 0
     if crowded or last_panel:
@@ -87,7 +88,10 @@ def draw(
         for label, seeds in groups.items():
             colour, line = look_of(label, order)
             draw_curve(axes, curves_of(name, seeds), label, colour, marker + line)
-        axes.set(title=titles[name], xlabel="step", ylabel=unit)
+        if chance and name in chance:
+            axes.axhline(chance[name], ls=":", lw=0.8, color="grey")
+        title, unit = panel_of[name]
+        axes.set(title=title, xlabel="step", ylabel=unit)
     if crowded:
         draw_legend(panels[len(names)], panels[0])
     elif names:
@@ -148,8 +152,11 @@ def was_measured(name, groups):
 
 
 def curves_of(name, seeds):
-    """The curves ([step], [value]) of those seeds that have measured `name`."""
-    curves = [summary["curves"][name] for summary in seeds.values()]
+    """The curves ([step], [value]) of those seeds that have measured `name`.
+
+    The summary of an older run may not know the name.
+    """
+    curves = [summary["curves"].get(name, ([], [])) for summary in seeds.values()]
     return [(steps, values) for steps, values in curves if values]
 
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -513,9 +514,37 @@ def load_plain(path):
 
 
 def versions():
-    """The versions of the packages that decide on a result, and the commit of this repository."""
+    """What decides on a result beside its arguments: packages, this repository, and the machine.
+
+    Another kind of processor or another number of threads adds up in another order.
+    """
     packages = ("torch", "torchvision", "torchaudio", "av", "numpy")
-    return {**{name: importlib.metadata.version(name) for name in packages}, "commit": commit()}
+    return {
+        **{name: importlib.metadata.version(name) for name in packages},
+        "commit": commit(),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def processor():
+    """The kind of processor that networks run on: a GPU by its name, a CPU as "AMD EPYC, AVX512".
+
+    What follows a CPU's name is the instructions that PyTorch takes on it.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def cpu_name():
+    """The CPU's name, as Linux has it on most machines; elsewhere what Python knows of it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor()
 
 
 def commit():

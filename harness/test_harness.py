@@ -8,6 +8,7 @@ import ast
 import errno
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -20,9 +21,11 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import finetune
 import pretrain
+from harness.curves import draw, summarise
 from harness.errors import BadInput, one_line_errors, printable
 from harness.files import atomic_write, in_own_process, one_at_a_time
 from harness.fixtures import (
@@ -32,7 +35,7 @@ from harness.fixtures import (
     run_script,
     write_film,
 )
-from harness.run import Processes, Run
+from harness.run import Processes, Run, processor, versions
 from media.collection import read_collection
 from media.format import Format
 
@@ -253,16 +256,60 @@ def test_a_log_is_cut_to_nothing_where_nothing_was_logged_before_the_checkpoint(
     assert [row["loss"] for row in again.read_log(last_step=9)] == [3.0]
 
 
-def test_the_result_names_the_versions_and_the_commit(run):
-    versions = json.loads((run / "result.json").read_text())["versions"]
-    assert torch.__version__.startswith(versions["torch"])
-    assert versions["av"] == av.__version__
-    assert versions["numpy"] == np.__version__
+def test_the_result_names_the_versions_and_the_commit(run, monkeypatch):
+    found = json.loads((run / "result.json").read_text())["versions"]
+    assert torch.__version__.startswith(found["torch"])
+    assert found["av"] == av.__version__
+    assert found["numpy"] == np.__version__
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     if git.returncode == 0:
-        assert versions["commit"].startswith(git.stdout.strip())
+        assert found["commit"].startswith(git.stdout.strip())
     else:  # an archive without its history
-        assert versions["commit"] is None
+        assert found["commit"] is None
+    assert found["processor"] == processor()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert found.keys() == versions().keys() and versions()["threads"] == 7
+
+
+def test_a_processor_is_named_with_what_decides_on_its_sums(monkeypatch):
+    cpuinfo = "processor\t: 0\nmodel name\t: AMD EPYC 9R14: 96 cores\nflags\t\t: fpu vme\n"
+    read = {"/proc/cpuinfo": cpuinfo}
+    monkeypatch.setattr(Path, "read_text", lambda path: read[str(path)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert processor() == "AMD EPYC 9R14: 96 cores, AVX512"
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    read["/proc/cpuinfo"] = "CPU implementer\t: 0x41\n"  # as Linux on ARM has it
+    assert processor() == "arm, AVX512"
+
+    def not_there(_):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", not_there)
+    assert processor() == "arm, AVX512"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    assert processor() == "NVIDIA H100"
+
+
+# --------------------------------------------------------------------------------------------
+# Pictures
+# --------------------------------------------------------------------------------------------
+
+
+def test_each_panel_has_its_unit_and_the_line_of_chance(monkeypatch):
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+    measures = {"speed": ("how fast", "m/s"), "hits": ("what hits", "%"), "new": ("new", "bits")}
+    log = [{"step": 1, "loss": 2.0}, {"step": 1, "speed": 3.0, "hits": 60}]
+    summary = summarise(log, measures)
+    del summary["curves"]["new"]  # as in the summary of an older run
+    draw("curves.png", {"x": {0: summary}}, measures, loss_unit="dB", chance={"hits": 50, "new": 1})
+    [figure] = saved
+    shown = [(axes.get_title(), axes.get_ylabel()) for axes in figure.axes]
+    assert shown == [("how fast", "m/s"), ("what hits", "%"), ("training loss", "dB")]
+    lines = [[line.get_ydata() for line in axes.get_lines()] for axes in figure.axes]
+    assert lines == [[[3.0]], [[60], [50, 50]], [[2.0]]]
 
 
 # --------------------------------------------------------------------------------------------

@@ -48,10 +48,11 @@ from harness.curves import (
     legend_below,
     look_of,
     make_panels,
+    was_measured,
 )
 from harness.errors import BadInput, make_parser, one_line_errors, printable
 from harness.files import atomic_write, one_at_a_time
-from loss import MEASURES
+from loss import CHANCE, MEASURES
 from media.collection import collection_name
 
 SIGNS = {"w": "w", "jitter": "σ", "tau": "τ"}  # Arguments that a label names where they are set.
@@ -438,9 +439,10 @@ def step_of(row, pretraining):
     if pretraining is None:
         return 0, False
     last = last_step(pretraining)
+    if last is None:
+        return None, False
     step = row.get("pretraining_step", last)
-    is_inside = last is not None and step < last
-    return step, is_inside
+    return step, step < last
 
 
 def last_step(row):
@@ -605,6 +607,7 @@ def draw_sweep(path, groups, results, all_labels, all_tasks):
         last_panel,
         all_labels,
         loss_title=loss_title,
+        chance=CHANCE,
         crowded=crowded,
         row_height=row_height,
     )
@@ -721,8 +724,14 @@ def percents(accuracy_of_seed):
 
 
 def print_table(collection, groups, results):
-    """Print mean ± standard deviation over the seeds, a row a label, in Markdown (Table 1)."""
-    measures = {"loss": "loss", **MEASURES}
+    """Print mean ± standard deviation over the seeds, a row a label, in Markdown (Table 1).
+
+    What was never measured gets no column.
+    """
+    measures = {"loss": "loss"}
+    for name, (caption, _) in MEASURES.items():
+        if was_measured(name, groups):
+            measures[name] = caption
     heads = [collection, "seeds", *measures.values(), *results]
     print()
     print(table_row(heads))

@@ -176,7 +176,7 @@ def test_what_was_never_measured_gets_no_axes(figures):
     for log in ([], losses, measured[:1], [*losses, *measured]):
         draw("curves.png", {"k = 4": {0: summarise(log, MEASURES)}}, MEASURES)
     nothing, loss_alone, before_a_step, all_measured = map(titles_of, figures)
-    titles = list(MEASURES.values())
+    titles = [title for title, _ in MEASURES.values()]
     assert nothing == [] and before_a_step == titles
     assert loss_alone == ["training loss"] and all_measured == [*titles, "training loss"]
 
@@ -796,6 +796,14 @@ def test_an_older_probe_of_the_end_ends_a_learning_curve():
     rows = rows_of_learning("tv-k16", 0, {30: 0.2, 100: 0.8})
     del rows[1]["pretraining_step"]
     assert learning_curves(rows, groups) == {ACTION: {"k = 16": {0: ([30, 100], [0.2, 0.8])}}}
+
+
+def test_a_run_of_unknown_length_has_no_learning_curve():
+    """Its row has neither counts nor a measurement after its last step."""
+    groups = group([row_of_flags("tv --held-out 0")])["tv"]
+    rows = rows_of_learning("tv-k16-held-out0.0", 0, {30: 0.2, 100: 0.8})
+    assert learning_curves(rows, groups) == {}
+    assert downstream(rows, groups) == {ACTION: {"k = 16": {0: 0.2}}}
 
 
 def test_a_learning_curve_is_of_one_run(capsys):
