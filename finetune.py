@@ -118,7 +118,7 @@ MAY_CHANGE = ("out", "workers", "processes")  # settings that may differ when a 
 def before(args):
     """What the settings of an older run lack, as it was at its time."""
     share = args["batch_size"] // args.get("processes", 1)
-    return {"clips": 10, "precision": "bf16", "share": share, "shots": None}
+    return {"clips": 10, "precision": "bf16", "share": share}
 
 
 def parse_args(argv=None):

@@ -439,9 +439,10 @@ def step_of(row, pretraining):
     if pretraining is None:
         return 0, False
     last = last_step(pretraining)
+    if last is None:
+        return None, False
     step = row.get("pretraining_step", last)
-    is_inside = last is not None and step < last
-    return step, is_inside
+    return step, step < last
 
 
 def last_step(row):

@@ -286,6 +286,44 @@ def test_runs_are_compared(run, toy, tmp_path):
     assert (again / "findings.json").read_bytes() == (out / "findings.json").read_bytes()
 
 
+def test_kept_checkpoints_are_a_learning_curve_and_few_shots_are_tasks(toy, tmp_path):
+    """From the scripts to the rows of a file, and to its table and its picture."""
+    whole, rows = tmp_path / "whole", tmp_path / "rows.json"
+    status, _, errors = run_script(
+        "pretrain.py", *pretraining_flags(toy, whole, "--epochs", 2, "--keep")
+    )
+    assert not status, errors
+    results = {}
+    for name, checkpoint, flags in (
+        ("inside", "epoch1.pt", ["--probe", "--shots", 1, 2]),
+        ("probe", "checkpoint.pt", ["--probe", "--shots", 1, 2]),
+        ("tuned", "checkpoint.pt", ["--shots", 1]),
+    ):
+        flags += ["--ckpt", whole / checkpoint]
+        results[name], _ = fine_tune(toy, tmp_path / name, "toy-sound", *flags)
+    for folders in (["inside", "probe"], ["tuned", "whole"]):
+        paths = [tmp_path / name for name in folders]
+        status, _, errors = run_script("lab.compare", "--add", rows, *paths)
+        assert not status, errors
+    steps = {name: row.get("pretraining_step") for name, row in rows_in(rows).items()}
+    assert steps == {"inside": 9, "probe": 18, "tuned": 18, "whole": None}
+
+    status, printed, errors = run_script("lab.compare", rows, "--out", tmp_path / "out")
+    assert not status, errors
+    assert contrast(tmp_path / "out" / "toy-learning.png") > 10
+    table = table_of(printed)
+    few = results["probe"]["accuracy_of_shots"]
+    expected = {
+        "toy-sound, probe, split 1": results["probe"]["accuracy"],
+        "toy-sound, probe, 1 shot, split 1": few["1"],
+        "toy-sound, probe, 2 shots, split 1": few["2"],
+        "toy-sound, fine-tuned, 1 shot, split 1": results["tuned"]["accuracy"],
+    }
+    assert table["toy"][-4:] == list(expected)
+    percents = [f"{100 * accuracy:.3g}" for accuracy in expected.values()]
+    assert table["k = 4, w = 8"][-4:] == percents
+
+
 def test_two_runs_of_one_seed_count_as_one(run, tmp_path):
     shutil.copytree(run, tmp_path / "zz")
     _, printed, _ = run_script("lab.compare", run, tmp_path / "zz", "--out", tmp_path / "out")
@@ -796,6 +834,14 @@ def test_an_older_probe_of_the_end_ends_a_learning_curve():
     rows = rows_of_learning("tv-k16", 0, {30: 0.2, 100: 0.8})
     del rows[1]["pretraining_step"]
     assert learning_curves(rows, groups) == {ACTION: {"k = 16": {0: ([30, 100], [0.2, 0.8])}}}
+
+
+def test_a_run_of_unknown_length_has_no_learning_curve():
+    """Its row has neither counts nor a measurement after its last step."""
+    groups = group([row_of_flags("tv --held-out 0")])["tv"]
+    rows = rows_of_learning("tv-k16-held-out0.0", 0, {30: 0.2, 100: 0.8})
+    assert learning_curves(rows, groups) == {}
+    assert downstream(rows, groups) == {ACTION: {"k = 16": {0: 0.2}}}
 
 
 def test_a_learning_curve_is_of_one_run(capsys):
