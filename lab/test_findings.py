@@ -1,11 +1,19 @@
 """Tests of the findings: made-up runs on which all of them hold, and the same turned round."""
 
 import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import finetune
+import pretrain
 from harness.fixtures import refused, run_script
+from lab.compare import downstream_row
 from lab.findings import (
     FINDINGS,
     ask,
@@ -17,7 +25,9 @@ from lab.findings import (
     take_off,
     verdict,
 )
+from loss import MEASURES
 
+LAB = Path(__file__).parent
 STEPS, BATCH = 600, 64
 SEEDS = (11, 12, 13)
 
@@ -301,3 +311,136 @@ def test_the_verdicts_are_printed(tmp_path):
     without = "without: +0.200 ± 0.000, 2 : 0"
     assert lines[start + 3] == f"films, action: k = 16 > k = 1: {spread}, 2 : 1; {without}"
     assert "no finished run" in refused("lab.findings", tmp_path / "none.json")
+
+
+# --------------------------------------------------------------------------------------------------
+# The sweep
+# --------------------------------------------------------------------------------------------------
+
+# In place of python: a run leaves its result.json, and `lab.compare --add` a line with its name.
+STUB = """#!/bin/sh
+echo "$OMP_NUM_THREADS $*" >> calls
+case "$*" in
+  *"-m lab.compare --add"*)
+    echo "{\\"run\\": \\"$(basename "$5")\\"}" >> "$4"
+    ;;
+  *"-m media toy"*)
+    mkdir -p "$4"
+    ;;
+  *" --out "*)
+    for folder; do :; done
+    mkdir -p "$folder"
+    touch "$folder/result.json"
+    ;;
+esac
+"""
+PARSERS = {"pretrain.py": pretrain.parse_args, "finetune.py": finetune.parse_args}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A folder in which lab/sweep.sh was run for seed 11, and the commands that it ran there."""
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "lab").mkdir()
+    shutil.copy(LAB / "sweep.sh", folder / "lab")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").write_text(STUB)
+    (folder / "bin" / "python").chmod(0o755)
+    return folder, sweep(folder)
+
+
+def sweep(folder):
+    """Run lab/sweep.sh for seed 11 in this folder, and return the commands that it ran."""
+    (folder / "calls").unlink(missing_ok=True)
+    environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    command = ["bash", folder / "lab" / "sweep.sh", "--seeds", "11"]
+    subprocess.run(command, env=environment, check=True)
+    calls = (folder / "calls").read_text().splitlines()
+    return [call for call in calls if "-m lab.findings" not in call]
+
+
+def made_by(calls, *words):
+    """The folders of those runs whose commands have these words."""
+    return {call.split()[-1] for call in calls if all(f" {word} " in call for word in words)}
+
+
+def test_the_sweep_makes_each_run_once(swept):
+    folder, calls = swept
+    assert all(call.startswith("1 ") for call in calls)  # a thread each
+    assert len(set(calls)) == len(calls)
+    assert sum(" -m media toy " in call for call in calls) == 3
+    pretrained, tested = made_by(calls, "pretrain.py"), made_by(calls, "finetune.py")
+    assert len(pretrained) == 3 * 5 + 11
+    # Probes of the end in two tasks, of untrained networks too; of epochs before the end; and
+    # fine-tunings of three networks.
+    learning = 3 * 3 * (epochs_of_the_sweep() - 1)
+    assert len(tested) == 2 * (len(pretrained) + 3 + learning) + 3 * 2 * 2
+    rows = (folder / "lab" / "findings.json").read_text().splitlines()
+    assert len(rows) == len(pretrained | tested)
+
+
+def test_the_sweep_makes_what_has_no_row_and_no_more(swept, tmp_path):
+    """In a fresh clone the weights of a run are gone, and a test of them needs them."""
+    folder, _ = swept
+    for name in ("bin", "lab"):
+        shutil.copytree(folder / name, tmp_path / name)
+    rows = tmp_path / "lab" / "findings.json"
+    kept = rows.read_text().splitlines()
+    kept.remove('{"run": "tv-11-k16-epoch1-sound"}')
+    rows.write_text("\n".join(kept) + "\n")
+    calls = sweep(tmp_path)
+    assert made_by(calls, "--out") == {"runs/sweep/tv-11-k16", "runs/sweep/tv-11-k16-epoch1-sound"}
+    assert sum(" -m media toy " in call for call in calls) == 1
+
+
+def test_the_headline_is_three_worlds_and_five_seeds():
+    command = ["bash", LAB / "sweep.sh", "--list", "--headline"]
+    jobs = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found = [tuple(job.split()[:3]) for job in jobs]
+    expected = {
+        (f"{seed}", world, network)
+        for seed in range(11, 16)
+        for world in ("films", "tv", "shows")
+        for network in ("k1", "k4", "k16", "k64", "iid", "untrained")
+    }
+    assert len(found) == len(expected) and set(found) == expected
+
+
+def test_the_sweep_makes_all_that_the_findings_ask_for(swept):
+    _, calls = swept
+    rows = [row_of_call(call) for call in calls if call.split()[1] in PARSERS]
+    figures = figures_of(rows)
+    for finding in FINDINGS.values():
+        for comparison in finding():
+            for figure in (*comparison.higher, *comparison.lower):
+                assert figure in figures, figure
+
+
+def row_of_call(call):
+    """The row of a run with this command, whose flags its script has to understand."""
+    _, script, *flags = call.split()
+    args = vars(PARSERS[script](flags))  # raises BadInput for a flag that is not there
+    run = {"run": Path(args["out"]).name, "seed": args["seed"]}
+    if script == "pretrain.py":
+        measured = {"loss": 3.0, **dict.fromkeys(MEASURES, 1.0)}
+        steps = args["epochs"] * STEPS
+        done = {"snippets": steps * args["batch_size"], "skipped": 0}
+        curves = {"kl_same_match": ([0, steps], [0, 1]), "gap": ([0, steps], [0, 1])}
+        return {**run, "arguments": args, "final": measured, "curves": curves, "done": done}
+    result = {"settings": args, "accuracy": 0.5, "accuracy_of_shots": {"5": 0.5}}
+    if args["ckpt"]:
+        end = f"{epochs_of_the_sweep()}"
+        epoch = Path(args["ckpt"]).stem.replace("checkpoint", end).removeprefix("epoch")
+        result["pretraining_step"] = int(epoch) * STEPS
+    return {**run, **downstream_row(result)}
+
+
+def epochs_of_the_sweep():
+    return int(re.search(r"^export EPOCHS=(\d+)$", (LAB / "sweep.sh").read_text(), re.MULTILINE)[1])
+
+
+def test_what_the_sweep_refuses(tmp_path):
+    for flags, message in ((["--seed"], "--seed: must be"), (["--seeds"], "name one or more")):
+        command = ["bash", LAB / "sweep.sh", *flags]
+        found = subprocess.run(command, capture_output=True, text=True)
+        assert found.returncode == 2 and found.stderr.count("\n") == 1 and message in found.stderr
