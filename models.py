@@ -8,7 +8,8 @@
     audio (B, 1, P, Q)    --> ResNet-18  --> (B, 512, P/32, Q/32)      --> head --> z_a (B, d)
 
 These sizes are rounded up. The 512 channels of the maps are 8 times the width, 64; d is 512 at
-any width. Fine-tuning does not use the heads.
+any width. Fine-tuning does not use the heads. MC3-18, another video network, is not the paper's:
+it never halves time, so its map is (B, 512, T, H/16, W/16).
 """
 
 import sys
@@ -73,11 +74,18 @@ class BatchNorm3d(nn.BatchNorm3d):
         assert x.dim() in (4, 5)  # folded or not
 
 
+def midplanes_of(cin, cout):
+    """The channels inside a Conv2Plus1D, so many that it has the weights of a 3-D convolution.
+
+    Tran et al., 2018: 27 * cin * cout = 9 * cin * mid + 3 * mid * cout.
+    """
+    return 27 * cin * cout // (9 * cin + 3 * cout)
+
+
 class Conv2Plus1D(nn.Sequential):
     """A 3x3x3 convolution factored into space (1x3x3), then time (3x1x1): "(2+1)D".
 
-    The number of `midplanes`, the channels in between, keeps the number of weights that of the
-    full 3-D convolution (Tran et al., 2018): 27 * cin * cout = 9 * cin * mid + 3 * mid * cout.
+    midplanes  the channels in between, see `midplanes_of`
     """
 
     def __init__(self, cin, cout, midplanes, stride=1):
@@ -90,32 +98,62 @@ class Conv2Plus1D(nn.Sequential):
 
 
 class VideoBlock(nn.Module):
-    """Residual block of two (2+1)D convolutions; a stride halves time as well as space."""
+    """Residual block of two convolutions of a video, cin -> cout and cout -> cout channels.
 
-    def __init__(self, cin, cout, stride=1):
+    strides  of the first one, and so of the shortcut: (time, height, width)
+    """
+
+    def __init__(self, cin, cout, first, second, strides):
         super().__init__()
-        # As in torchvision, one number serves both convolutions, though the second has cout inputs.
-        midplanes = (cin * cout * 3 * 3 * 3) // (cin * 3 * 3 + 3 * cout)
         self.conv1 = nn.Sequential(
-            Conv2Plus1D(cin, cout, midplanes, stride),
+            first,
             BatchNorm3d(cout),
             nn.ReLU(inplace=True),
         )
         self.conv2 = nn.Sequential(
-            Conv2Plus1D(cout, cout, midplanes),
+            second,
             BatchNorm3d(cout),
         )
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
-        if stride != 1 or cin != cout:
+        if strides != (1, 1, 1) or cin != cout:
             self.downsample = nn.Sequential(
-                nn.Conv3d(cin, cout, 1, stride, bias=False),
+                nn.Conv3d(cin, cout, 1, strides, bias=False),
                 BatchNorm3d(cout),
             )
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.relu(self.conv2(self.conv1(x)) + shortcut)
+
+
+class Block2Plus1D(VideoBlock):
+    """Two (2+1)D convolutions; a stride halves time as well as space."""
+
+    def __init__(self, cin, cout, stride=1):
+        # As in torchvision, one number serves both convolutions, though the second has cout inputs.
+        midplanes = midplanes_of(cin, cout)
+        first = Conv2Plus1D(cin, cout, midplanes, stride)
+        second = Conv2Plus1D(cout, cout, midplanes)
+        super().__init__(cin, cout, first, second, (stride, stride, stride))
+
+
+class Block3D(VideoBlock):
+    """Two full 3x3x3 convolutions; a stride halves time as well as space."""
+
+    def __init__(self, cin, cout, stride=1):
+        first = nn.Conv3d(cin, cout, 3, stride, 1, bias=False)
+        second = nn.Conv3d(cout, cout, 3, 1, 1, bias=False)
+        super().__init__(cin, cout, first, second, (stride, stride, stride))
+
+
+class Block2D(VideoBlock):
+    """Two 1x3x3 convolutions, of each frame by itself; a stride halves space alone."""
+
+    def __init__(self, cin, cout, stride=1):
+        first = SpatialConv(cin, cout, 3, stride)
+        second = SpatialConv(cout, cout, 3)
+        super().__init__(cin, cout, first, second, (1, stride, stride))
 
 
 class AudioBlock(nn.Module):
@@ -142,32 +180,34 @@ class AudioBlock(nn.Module):
 
 
 class Backbone(nn.Module):
-    """What the two networks share: after a stem, four stages of two blocks.
+    """What the networks share: after a stem, four stages of two blocks.
 
     The channels double where the size halves. `features(x)` is the map that a projection head
     takes. `net(x)` is that map averaged, (B, 8 * width), or, if num_classes > 0, the
     logits (B, num_classes).
     """
 
-    def add_stages(self, block, pool, width, num_classes):
+    def add_stages(self, blocks, pool, width, num_classes):
+        """blocks  what the blocks of each of the four stages are"""
         # With fewer than 8 channels, oneDNN's 1x1 convolution corrupts memory on AVX2.
         if width < 8 or width % 8:
             raise ValueError(f"width = {width} must be a multiple of 8")
+        first, second, third, fourth = blocks
         self.layer1 = nn.Sequential(
-            block(width, width),
-            block(width, width),
+            first(width, width),
+            first(width, width),
         )
         self.layer2 = nn.Sequential(
-            block(width, 2 * width, stride=2),
-            block(2 * width, 2 * width),
+            second(width, 2 * width, stride=2),
+            second(2 * width, 2 * width),
         )
         self.layer3 = nn.Sequential(
-            block(2 * width, 4 * width, stride=2),
-            block(4 * width, 4 * width),
+            third(2 * width, 4 * width, stride=2),
+            third(4 * width, 4 * width),
         )
         self.layer4 = nn.Sequential(
-            block(4 * width, 8 * width, stride=2),
-            block(8 * width, 8 * width),
+            fourth(4 * width, 8 * width, stride=2),
+            fourth(8 * width, 8 * width),
         )
         self.avgpool = pool
         self.fc = nn.Linear(8 * width, num_classes) if num_classes else nn.Identity()
@@ -180,7 +220,8 @@ class Backbone(nn.Module):
         x = self.layer1(x)
         x = self.layer2(x)
         x = self.layer3(x)
-        return self.layer4(x)  # (B, 8 * width, T/8, H/16, W/16) or (B, 8 * width, P/32, Q/32)
+        # (B, 8 * width, T/8, H/16, W/16), in MC3-18 with T as it was, or (B, 8 * width, P/32, Q/32)
+        return self.layer4(x)
 
     def forward(self, x):
         return self.fc(self.avgpool(self.features(x)).flatten(1))
@@ -203,8 +244,28 @@ class R2Plus1D18(Backbone):
             BatchNorm3d(width),
             nn.ReLU(inplace=True),
         )  # (B, width, T, H/2, W/2)
-        self.add_stages(VideoBlock, nn.AdaptiveAvgPool3d(1), width, num_classes)
+        self.add_stages([Block2Plus1D] * 4, nn.AdaptiveAvgPool3d(1), width, num_classes)
         self.to(memory_format=torch.channels_last_3d)  # 1.2 to 1.3 times the speed on a CPU
+
+
+class MixedConv18(Backbone):
+    """A video network of mixed convolutions: (B, 3, T, H, W) -> (B, 8 * width), or the logits.
+
+    Only the stem and the first stage look across frames, by full 3-D convolutions. All others
+    take each frame by itself, and time is never halved (Tran et al., 2018). At width 64: names,
+    shapes and outputs of `torchvision.models.video.mc3_18`.
+    """
+
+    def __init__(self, width=64, num_classes=0):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv3d(3, width, (3, 7, 7), (1, 2, 2), (1, 3, 3), bias=False),
+            BatchNorm3d(width),
+            nn.ReLU(inplace=True),
+        )  # (B, width, T, H/2, W/2)
+        blocks = [Block3D, Block2D, Block2D, Block2D]
+        self.add_stages(blocks, nn.AdaptiveAvgPool3d(1), width, num_classes)
+        self.to(memory_format=torch.channels_last_3d)
 
 
 class AudioResNet18(Backbone):
@@ -220,7 +281,7 @@ class AudioResNet18(Backbone):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.add_stages(AudioBlock, nn.AdaptiveAvgPool2d(1), width, num_classes)
+        self.add_stages([AudioBlock] * 4, nn.AdaptiveAvgPool2d(1), width, num_classes)
         self.to(memory_format=torch.channels_last)
 
     def stem(self, x):
@@ -229,8 +290,13 @@ class AudioResNet18(Backbone):
 
 # The names by which a checkpoint records its backbones.
 r2plus1d_18 = R2Plus1D18
+mc3_18 = MixedConv18
 audio_resnet18 = AudioResNet18
-NETWORKS = {"r2plus1d_18": r2plus1d_18, "audio_resnet18": audio_resnet18}
+NETWORKS = {
+    "r2plus1d_18": r2plus1d_18,
+    "mc3_18": mc3_18,
+    "audio_resnet18": audio_resnet18,
+}
 
 
 class ProjectionHead(nn.Module):
@@ -257,13 +323,16 @@ class ProjectionHead(nn.Module):
 class AudioVisualModel(nn.Module):
     """Both backbones and their heads: (B, 3, T, H, W), (B, 1, P, Q) -> z_v (B, d), z_a (B, d).
 
-    `networks` names the backbones, as keys of NETWORKS, for the checkpoint.
+    networks  names of the backbones, as keys of NETWORKS, which the checkpoint keeps; default the
+              paper's
     """
 
     networks = {"video": "r2plus1d_18", "audio": "audio_resnet18"}
 
-    def __init__(self, width=64, d=512):
+    def __init__(self, width=64, d=512, networks=None):
         super().__init__()
+        if networks is not None:
+            self.networks = networks
         self.video = NETWORKS[self.networks["video"]](width)
         self.audio = NETWORKS[self.networks["audio"]](width)
         self.video_head = ProjectionHead(8 * width, d, nn.Conv3d, BatchNorm3d)
@@ -275,11 +344,16 @@ class AudioVisualModel(nn.Module):
         return z_v, z_a
 
 
-def largest_map(width, frames, crop):
-    """Elements of the largest map of one clip: the midplanes of the video network's first stage."""
-    midplanes = 27 * width * width // (9 * width + 3 * width)
+def largest_map(width, frames, crop, network="r2plus1d_18"):
+    """Elements of the largest map of one clip in a video network: one of its first stage.
+
+    That has `width` channels, and those of R(2+1)D-18 have more midplanes.
+    """
+    channels = width
+    if network == "r2plus1d_18":
+        channels = midplanes_of(width, width)
     side = -(-crop // 2)  # The stem halves it, rounded up.
-    return midplanes * frames * side * side
+    return channels * frames * side * side
 
 
 def update_statistics(model, enabled):

@@ -654,6 +654,16 @@ def test_video_network_is_torchvisions():
     assert_same_network(ours, theirs, torch.randn(2, 3, 8, 20, 28))
 
 
+def test_the_video_network_of_mixed_convolutions_is_torchvisions():
+    torch.manual_seed(0)
+    ours = models.mc3_18(num_classes=400)
+    assert parameters_of(ours) == 11_695_440
+    theirs = torchvision.models.video.mc3_18()
+    fit = theirs.load_state_dict(models.mc3_18().state_dict(), strict=False)
+    assert fit.missing_keys == ["fc.weight", "fc.bias"] and not fit.unexpected_keys
+    assert_same_network(ours, theirs, torch.randn(2, 3, 5, 20, 28))
+
+
 def test_audio_network_is_torchvisions():
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18(num_classes=50)
@@ -672,6 +682,26 @@ def test_embeddings_and_maps_have_the_documented_shapes(width):
     assert z_v.shape == z_a.shape == (2, 512)
     assert z_v.dtype == z_a.dtype == torch.float32
     assert model.video(video).shape == model.audio(audio).shape == (2, 8 * width)
+
+
+def test_a_model_has_the_networks_that_it_is_told_and_mc3_never_halves_time():
+    networks = {"video": "mc3_18", "audio": "audio_resnet18"}
+    model = models.AudioVisualModel(8, d=32, networks=networks)
+    assert model.networks == networks and isinstance(model.video, models.MixedConv18)
+    assert models.AudioVisualModel(8).networks == {**networks, "video": "r2plus1d_18"}
+    video, audio = torch.randn(2, 3, 5, 48, 33), torch.randn(2, 1, 96, 301)
+    assert model.video.features(video).shape == (2, 64, 5, 3, 3)
+    z_v, z_a = model(video, audio)
+    assert z_v.shape == z_a.shape == (2, 32)
+
+
+@pytest.mark.parametrize("network", ["r2plus1d_18", "mc3_18"])
+def test_the_largest_map_is_known_from_the_sizes(network):
+    net, sizes = models.NETWORKS[network](16), []
+    for module in net.modules():
+        module.register_forward_hook(lambda _, inputs, output: sizes.append(output[0].numel()))
+    net(torch.randn(2, 3, 6, 29, 29))
+    assert max(sizes) == models.largest_map(16, frames=6, crop=29, network=network)
 
 
 def test_heads_are_two_convolutions_of_kernel_1_then_the_average():

@@ -631,7 +631,8 @@ SMALL_SNIPPET = Format(frames=8, short_side=34, crop=28, rate=16000, n_fft=1024,
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
-def test_the_step_of_pretraining_leaves_nothing_on_the_cpu():
+@pytest.mark.parametrize("video", ["r2plus1d_18", "mc3_18"])
+def test_the_step_of_pretraining_leaves_nothing_on_the_cpu(video):
     processes = Processes()
     processes.device = torch.device("cuda")
     args = pretrain.parse_args(["--toy", "--tau", "0.1"])
@@ -642,7 +643,9 @@ def test_the_step_of_pretraining_leaves_nothing_on_the_cpu():
         batch = dict(zip(("video", "waveform"), batch))
         return pretrain.loss_of_share(batch, (0, 0, 0, 0), fronts, parallel, args, processes)
 
-    loss, maps = fake_loss(fronts, batch, models.AudioVisualModel(8), loss_of_share)
+    networks = {"video": video, "audio": "audio_resnet18"}
+    model = models.AudioVisualModel(8, networks=networks)
+    loss, maps = fake_loss(fronts, batch, model, loss_of_share)
     assert loss.device.type == "cuda" and loss.shape == ()
     # On a GPU every BatchNorm gets four axes, channels last: the layout of the fast kernel.
     assert all(x.dim() == 4 for x in maps)
