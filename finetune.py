@@ -173,6 +173,12 @@ def add_training_flags(add):
         help="channels of the first stage; default the checkpoint's; from scratch 64, as in the "
         "networks that Section 3 cites; toy 16",
     )
+    add(
+        "--network",
+        choices=("r2plus1d_18", "mc3_18"),
+        help="the video network that is trained from scratch, as models.py names it; default "
+        "R(2+1)D-18 (Section 3); a checkpoint names its own",
+    )
     precision = "of the network on a GPU; on a CPU it has fp32 (our choice)"
     add("--precision", choices=("bf16", "fp32"), default="bf16", help=precision)
     add("--epochs", type=int, help="150 on UCF101, 200 on HMDB51, ESC-50 (7.2); toy: 25, 20")
@@ -256,6 +262,12 @@ def check_args(args, task, world_size):
         ("weight_decay", args.weight_decay >= 0, "0 or more"),
         ("mask", 0 <= args.mask <= 1, "from 0 to 1"),
         ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
+        ("network", args.network is None or not args.ckpt, "left out: --ckpt names its own"),
+        (
+            "network",
+            args.network is None or task["layout"] != "esc50",
+            "left out: it sees no sound",
+        ),
         ("frames", args.frames >= 1, "1 or more"),
         ("fps", args.fps >= 0.1, "0.1 or more"),
         ("clips", args.clips >= 1, "1 or more"),
@@ -294,7 +306,7 @@ class Source:
             self.read(args.ckpt, args.width)
             return
         fmt = Format(crop=task["sizes"][0], **task["sound"])
-        self.network = AudioVisualModel.networks[self.backbone]
+        self.network = args.network or AudioVisualModel.networks[self.backbone]
         self.width = args.width or task["width"]
         self.weights = {}
         self.front_end = front_end_state(fmt, VideoFrontEnd(), AudioFrontEnd(fmt))
@@ -311,7 +323,12 @@ class Source:
             )
         # Older checkpoints do not name their networks, which were always these.
         networks = checkpoint.get("networks", AudioVisualModel.networks)
-        self.network = networks[self.backbone]
+        self.network = networks.get(self.backbone)
+        if self.network not in NETWORKS:
+            raise BadInput(
+                f"--ckpt {path}: its {self.backbone} network is {self.network}, which models.py "
+                f"lacks; it has {', '.join(NETWORKS)}. Take the version of this code that wrote it"
+            )
         self.weights = checkpoint[self.backbone]
         self.front_end = checkpoint["front_end"]
         self.width = checkpoint["args"]["width"]
@@ -340,11 +357,14 @@ class Source:
         return NETWORKS[self.network](self.width, classes)
 
     def describe(self):
-        """The origin, and the size where there are weights."""
+        """The origin, a network that is not the paper's, and the size where there are weights."""
+        origin = self.origin
+        if self.network != AudioVisualModel.networks[self.backbone]:
+            origin += f", {self.network}"
         if not self.weights:
-            return self.origin
+            return origin
         size = sum(x.numel() for x in self.make_network().parameters()) / 1e6
-        return f"{self.origin}: {len(self.weights)} tensors, {size:.1f} M parameters"
+        return f"{origin}: {len(self.weights)} tensors, {size:.1f} M parameters"
 
 
 def load_checkpoint(path):
@@ -894,7 +914,8 @@ def main(args):
     repeat_exactly()
     processes.start()
     if source.backbone == "video" and not args.probe:
-        processes.check_gpu(args.share, largest_map(args.width, args.frames, args.crop))
+        largest = largest_map(args.width, args.frames, args.crop, source.network)
+        processes.check_gpu(args.share, largest)
     run = Run(args.out, processes, settings, MAY_CHANGE, before, file="last.pt", foreign="*")
     nothing = {"split": None, "epoch": 0, "log": [], "skipped": 0}
     nothing |= {"confusion": {}, "accuracy_of_shots": {}}  # of the splits that are tested

@@ -2147,6 +2147,40 @@ def test_fine_tuning_takes_the_width_from_the_checkpoint(run, toy, tmp_path):
     assert "--width 16" in error and "8" in error
 
 
+def test_fine_tuning_takes_the_network_from_the_checkpoint(run, toy, tmp_path, monkeypatch):
+    checked = []
+    monkeypatch.setattr(Processes, "check_gpu", lambda _, *sizes: checked.append(sizes))
+    checkpoint = load_checkpoint(run)
+    checkpoint["video"] = models.mc3_18(8).state_dict()
+    checkpoint["networks"]["video"] = "mc3_18"
+    torch.save(checkpoint, tmp_path / "mixed.pt")
+    flags = ["--ckpt", tmp_path / "mixed.pt"]
+    _, printed = fine_tune(toy, tmp_path / "mixed", "toy-action", *flags)
+    tensors = len(checkpoint["video"])
+    assert f"mixed.pt (epoch 1, step 9, k 4), mc3_18: {tensors} tensors, 0.2 M" in printed
+    assert checked == [(20, models.largest_map(8, 8, 32, "mc3_18"))]
+    kept = torch.load(tmp_path / "mixed" / "split1.pt", weights_only=True)
+    assert kept["networks"] == {"video": "mc3_18"}
+    models.mc3_18(8, 10).load_state_dict(kept["model"])
+    # An old checkpoint names no network.
+    checkpoint = load_checkpoint(run)
+    del checkpoint["networks"]
+    torch.save(checkpoint, tmp_path / "old.pt")
+    args = finetune.parse_args(["--task", "toy-action", "--ckpt", str(tmp_path / "old.pt")])
+    source = finetune.Source(args, finetune.TASKS["toy-action"])
+    assert source.network == "r2plus1d_18" and "r2plus1d_18" not in source.describe()
+
+
+def test_a_network_from_scratch_is_the_papers_or_the_one_that_is_asked_for(toy, tmp_path):
+    for flags, network in (([], "r2plus1d_18"), (["--network", "mc3_18"], "mc3_18")):
+        result, _ = fine_tune(toy, tmp_path / network, "toy-action", "--probe", *flags)
+        kept = torch.load(tmp_path / network / "split1.pt", weights_only=True)
+        assert kept["networks"] == {"video": network}
+        assert ("mc3_18" in result["weights"]) == (network == "mc3_18")
+    args = finetune.parse_args(["--task", "ucf101", "--network", "mc3_18"])
+    assert args.out == "runs/ucf101-scratch-networkmc3_18"
+
+
 def test_what_fine_tuning_refuses(run, toy, tmp_path):
     def refusal(*argv):
         return refused("finetune.py", *argv, "--out", tmp_path / "new")
@@ -2158,11 +2192,19 @@ def test_what_fine_tuning_refuses(run, toy, tmp_path):
     first, *_ = checkpoint["audio"]
     del checkpoint["audio"][first]
     torch.save(checkpoint, tmp_path / "lost.pt")
+    checkpoint["networks"] = {"audio": "vggish"}
+    torch.save(checkpoint, tmp_path / "unknown.pt")
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(os.getcwd))
     before = sorted(tmp_path.iterdir())
     assert "lacks audio" in refusal(*sound, "--ckpt", tmp_path / "video-only.pt")
     error = refusal(*sound, "--ckpt", tmp_path / "lost.pt")
     assert "1 weights of audio are missing" in error
+    error = refusal(*sound, "--ckpt", tmp_path / "unknown.pt")
+    assert "its audio network is vggish, which models.py lacks; it has r2plus1d_18, mc3" in error
+    mixed = ["--network", "mc3_18"]
+    assert "--network mc3_18: must be left out: it sees no sound" in refusal(*sound, *mixed)
+    action = ["--task", "toy-action", "--data", toy / "action", "--ckpt", run / "checkpoint.pt"]
+    assert "--network mc3_18: must be left out: --ckpt names its own" in refusal(*action, *mixed)
     assert "not a checkpoint" in refusal(*sound, "--ckpt", tmp_path / "pickle.pt")
     assert "not a checkpoint" in refusal(*sound, "--ckpt", tmp_path / "none.pt")
     # A folder is named where its checkpoint is meant.
