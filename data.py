@@ -2,7 +2,7 @@
 
     sample (title n, snippet m, key), from the sampler
       --> worker       Titles           video uint8 (3, T, H, W), waveform float (S,)
-      --> DataLoader   collate          video (B, 3, T, H, W), waveform (B, S)
+      --> DataLoader   collate          video (B, 3, T, H, W), waveform (B, S), begin (B,)
       --> device       VideoFrontEnd    video float (B, 3, T, H, W), normalised
                        AudioFrontEnd    audio float (B, 1, P, Q), standardised log-mel
 
@@ -27,6 +27,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import math
 import os
 import sys
 
@@ -65,10 +66,14 @@ class Titles(Dataset):
     fmt       what a snippet is made of, a `media.format.Format`
     language  the audio track to prefer, as the files tag it ("eng", "deu")
     scenes    whether to find the scenes of each title too
+    stride    seconds between the beginnings of neighbouring snippets: below the length of a snippet
+              they overlap, above it there are gaps; default that length, so that each begins where
+              the last one ends
 
     names[n]    the name of title n
     shows[n]    the entry of the source that it is from: itself, or of an episode its show
-    counts[n]   M_n, the number of whole snippets that its video and its sound both cover
+    counts[n]   M_n, the number of whole snippets that its video and its sound both cover; with a
+                stride, of the places on its grid at which a whole snippet fits
     scenes[n]   the lengths of its scenes, in snippets and in order; `scenes` is None without them
     skipped     [(path, why)] of the files that cannot be used
 
@@ -77,17 +82,20 @@ class Titles(Dataset):
         video      uint8 (3, T, crop, crop)
         waveform   float (S,)
         title      n, or another title where five snippets of n could not be read
+        begin      the second at which the snippet begins, of what was read in the end: see `begin`
         failures   a line for each snippet that could not be read and was replaced
 
     The crop is drawn from the key of the sample, and is central if the key is None. Raises
     BadInput for a source without titles, or one that was prepared with less than `fmt` asks for,
-    and after nine snippets in a row that cannot be read.
+    for a stride that is not above 0, or with which scenes are asked for, and after nine snippets
+    in a row that cannot be read.
     """
 
     RETRIES = 4  # this many snippets of the same title may replace one, then as many of any title
 
-    def __init__(self, source, fmt, language=None, quiet=True, scenes=False):
-        collection = read_collection(source, fmt, language, quiet)
+    def __init__(self, source, fmt, language=None, quiet=True, scenes=False, stride=None):
+        check_stride(stride, scenes)
+        collection = read_collection(source, fmt, language, quiet, stride=stride)
         self.names = collection.names
         self.shows = collection.names
         self.parts = collection.parts  # parts[n]: [(path, start in seconds, snippets)]
@@ -95,6 +103,7 @@ class Titles(Dataset):
         self.skipped = collection.skipped
         check_prepared((path for part in self.parts for path, _, _ in part), fmt, language)
         self.fmt = fmt
+        self.stride = fmt.seconds if stride is None else stride
         self.language = language
         self.reader = None
         self.scenes = None
@@ -161,6 +170,7 @@ class Titles(Dataset):
                 "video": stack_frames(crops),
                 "waveform": torch.from_numpy(waveform),
                 "title": title,
+                "begin": self.begin(title, snippet),
                 "failures": failures,
             }
         raise BadInput(
@@ -203,10 +213,29 @@ class Titles(Dataset):
             raise BadInput(f"{path}: cannot be decoded at {start:.1f} s ({error})") from error
 
     def locate(self, n, m):
-        """The file in which snippet m of title n lies, and the second at which it begins."""
-        for path, start, count in self.parts[n]:
+        """The file in which snippet m of title n lies, and the second of it at which it begins."""
+        file, m = self.file_of(n, m)
+        path, start, _ = self.parts[n][file]
+        return path, start + m * self.stride
+
+    def begin(self, n, m):
+        """The second at which snippet m of title n begins, on the time axis of the title.
+
+        The axis begins with the first snippet of the title. The first snippet of a later file
+        begins where the last one of the file before ends, to rounding. So snippets of two files
+        never overlap.
+        """
+        file, m = self.file_of(n, m)
+        second = 0.0
+        for _, _, count in self.parts[n][:file]:
+            second += (count - 1) * self.stride + self.fmt.seconds
+        return second + m * self.stride
+
+    def file_of(self, n, m):
+        """The number of the file of title n in which its snippet m lies, and of m in that file."""
+        for file, (_, _, count) in enumerate(self.parts[n]):
             if m < count:
-                return path, start + m * self.fmt.seconds
+                return file, m
             m -= count
         raise IndexError(f"title {n} has {self.counts[n]} snippets")
 
@@ -226,6 +255,19 @@ class Titles(Dataset):
 
     def __getstate__(self):
         return {**self.__dict__, "reader": None}  # an open file cannot be sent to a worker
+
+
+def check_stride(stride, scenes):
+    """Raise BadInput for a stride that makes no grid, or one that scenes are not counted in."""
+    if stride is None:
+        return
+    if not 0 < stride < math.inf:
+        raise BadInput(f"--stride {stride:g}: must be above 0, in seconds")
+    if scenes:
+        raise BadInput(
+            f"--stride {stride:g}: must be left out with scenes, whose lengths are counted in "
+            "snippets that begin where the last one ends"
+        )
 
 
 def stack_frames(crops):

@@ -87,6 +87,7 @@ import copy
 import doctest
 import itertools
 import json
+import math
 import os
 import pickle
 import re
@@ -770,6 +771,56 @@ def test_a_show_is_its_files_stitched_in_name_order(tmp_path):
         assert onset(waveform[12000:]) == pytest.approx(next_beep, abs=0.02)
 
 
+@pytest.mark.parametrize("stride", [0.1, 0.5, 1.0, 1.3, 4.0])
+def test_a_stride_counts_the_places_of_its_grid_that_hold_a_whole_snippet(stride):
+    fmt = Format(frames=25, fps=25)
+    for seconds in np.arange(0.003, 12, 0.07):
+        holds = [m for m in range(200) if m * stride + fmt.seconds <= seconds + streams.TOLERANCE]
+        assert fmt.whole_snippets(seconds, stride) == len(holds)
+        whole = int((seconds + streams.TOLERANCE) / fmt.seconds)
+        assert fmt.whole_snippets(seconds) == whole == fmt.whole_snippets(seconds, fmt.seconds)
+
+
+def test_the_files_of_a_show_have_a_grid_each_and_one_time_axis(tmp_path):
+    show = tmp_path / "show"
+    show.mkdir()
+    write_film(show / "e1.mp4", seconds=7, start=5.0)
+    write_film(show / "e2.mp4", seconds=5)
+    fmt = Format(short_side=40, crop=32)
+    titles = Titles(tmp_path, fmt, stride=1.0)
+    assert titles.counts == [4 + 2]
+    for m, (name, second) in enumerate([("e1", 5), ("e1", 6), ("e1", 7), ("e1", 8), ("e2", 0)]):
+        path, start = titles.locate(0, m)
+        assert Path(path).stem == name and start == pytest.approx(second, abs=0.05)
+    # The last snippet of the first file begins at 3 s and ends at 6.2 s, where the second begins.
+    begins = [titles.begin(0, m) for m in range(6)]
+    assert begins == pytest.approx([0, 1, 2, 3, 6.2, 7.2])
+    with pytest.raises(IndexError):
+        titles.begin(0, 6)
+    batch = data.collate([titles[0, m, None] for m in (5, 2)])
+    assert batch["begin"].dtype == torch.float64
+    assert batch["begin"].tolist() == [begins[5], begins[2]]
+    # An episode is a title with an axis of its own.
+    episodes = titles.episodes().subset([1])
+    assert episodes.counts == [2] and episodes.begin(0, 1) == 1.0
+    assert episodes.locate(0, 1) == titles.locate(0, 5)
+    # Without a stride each snippet begins where the last one ends.
+    titles = Titles(tmp_path, fmt)
+    assert titles.counts == [2 + 1]
+    assert [titles.begin(0, m) for m in range(3)] == pytest.approx([0, 3.2, 6.4])
+
+
+@pytest.mark.parametrize("stride", [0, -0.5, math.inf, math.nan])
+def test_a_stride_that_makes_no_grid_is_refused(toy, stride):
+    with pytest.raises(BadInput, match=f"--stride {stride:g}: must be above 0, in seconds"):
+        Titles(toy / "films", TINY, stride=stride)
+
+
+def test_a_stride_is_refused_with_scenes(toy):
+    with pytest.raises(BadInput, match="--stride 0.8: must be left out with scenes"):
+        Titles(toy / "films", TINY, scenes=True, stride=0.8)
+
+
 def test_crops_come_from_their_key_alone(tmp_path):
     ramp = np.add.outer(np.arange(60), 2 * np.arange(80)).astype(np.uint8)
     image = ramp[..., None].repeat(3, 2)
@@ -801,6 +852,10 @@ def test_a_snippet_that_fails_is_replaced_from_its_title_by_its_key(tmp_path):
     for m in bad:  # a line for each try, whatever the name of the file
         for line in samples[m]["failures"]:
             assert "a .mkv: " in line and " at " in line and "\n" not in line
+        # It begins where what was read begins.
+        begin = samples[m]["begin"]
+        _, waveform = titles.read(0, round(begin / 3.2))
+        assert begin != titles.begin(0, m) and np.array_equal(waveform, samples[m]["waveform"])
     m = bad[0]
     again = Titles(tmp_path, Format())[0, m, (0, 0, 0, m)]
     assert torch.equal(again["video"], samples[m]["video"])

@@ -58,7 +58,8 @@ class Collection:
     """The titles of a source that can be used, and what was found in all its files.
 
     names    names[n]: the entry of the folder, or the line of the list
-    parts    parts[n]: [(path, start in s, whole snippets)] of its usable files, in order
+    parts    parts[n]: [(path, start in s, whole snippets)] of its usable files, in order; a snippet
+             lies in one file
     skipped  [(path, problem)] of files, and of titles without files, that cannot be used
 
     all_titles  [(name, [path])] of all titles and files, usable or not
@@ -77,12 +78,13 @@ class Collection:
         return [sum(count for _, _, count in part) for part in self.parts]
 
 
-def read_collection(source, fmt, language=None, quiet=True, require_language=False):
+def read_collection(source, fmt, language=None, quiet=True, require_language=False, stride=None):
     """Return the Collection of a folder or a list.
 
     language          the audio track to prefer, see `Reader`
     quiet             whether to hide the progress bar
     require_language  whether to skip the files that have no audio track of `language`
+    stride            seconds between the beginnings of neighbouring snippets; default a snippet
     Raises BadInput if the source does not exist or no file in it can be used.
     """
     titles = list_titles(os.fspath(source))
@@ -92,7 +94,7 @@ def read_collection(source, fmt, language=None, quiet=True, require_language=Fal
     for name, paths in titles:
         if not paths:
             collection.skipped.append((name, "no media files in it"))
-        part, skipped = split_files(paths, index, fmt)
+        part, skipped = split_files(paths, index, fmt, stride)
         collection.skipped += skipped
         if part:
             collection.names.append(name)
@@ -107,13 +109,13 @@ def read_collection(source, fmt, language=None, quiet=True, require_language=Fal
     return collection
 
 
-def split_files(paths, index, fmt):
+def split_files(paths, index, fmt, stride=None):
     """Return (the part of a title, [(path, problem)] of its files that cannot be used)."""
     part = []
     skipped = []
     for path in paths:
         info = index[path]
-        count = fmt.whole_snippets(info.end - info.start)
+        count = fmt.whole_snippets(info.end - info.start, stride)
         if count > 0:
             part.append((path, info.start, count))
         elif info.problem is not None:

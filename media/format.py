@@ -54,9 +54,17 @@ class Format:
         """S, samples of sound in a snippet."""
         return round(self.rate * self.seconds)
 
-    def whole_snippets(self, seconds):
-        """How many whole snippets a stretch of film holds."""
-        return int((seconds + TOLERANCE) / self.seconds)
+    def whole_snippets(self, seconds, stride=None):
+        """How many whole snippets a stretch of film holds.
+
+        stride  seconds between the beginnings of neighbours; default a snippet, so that each begins
+                where the last one ends
+        """
+        if stride is None:
+            stride = self.seconds
+        # Neighbours overlap by what a snippet is longer than the stride.
+        overlap = self.seconds - stride
+        return max(0, int((seconds + TOLERANCE - overlap) / stride))
 
 
 # -------------------------------------------------------------------------------------------------

@@ -48,7 +48,15 @@ from media.collection import collection_name, read_collection
 from media.format import Format
 from media.labels import esc50, hmdb51, ucf101
 from media.prepare import PREPARED, check_prepared, write_media
-from media.reader import CLOCK, AudioConsumer, Reader, VideoConsumer, read_snippets
+from media.reader import (
+    CENTRE,
+    CLOCK,
+    AudioConsumer,
+    Reader,
+    VideoConsumer,
+    crop,
+    read_snippets,
+)
 from media.scenes import measure_novelty, pick_peaks
 
 # A snippet as the toy world's: 1.6 s, 8 frames of 40 x 40 pixels, 16 kHz.
@@ -1393,6 +1401,70 @@ def test_a_prepared_snippet_costs_one_seek_and_one_group_of_pictures(tmp_path, m
         assert len(seeks) == 1
         # A group begins a frame before its snippet.
         assert 16 <= len(decoded) <= 17
+
+
+# A snippet of 25 frames and 1 s, and the flags that prepare films for it.
+SECOND = Format(frames=25, fps=25, short_side=48, crop=48)
+SECOND_FLAGS = "--frames 25 --fps 25 --short-side 48".split()
+
+
+def test_a_prepared_film_is_read_exactly_between_its_groups_of_pictures(tmp_path):
+    """The frames as in one pass over the film, to the pixel, and the sound in time to the sample.
+
+    E-AC-3 fills in noise, another one where the decoder begins elsewhere, so the sound is as near
+    to the original as in one pass, but not the same.
+    """
+    sound = write_noise(tmp_path / "noise.mkv", SECOND, snippets=5)
+    titles = Titles(tmp_path, SECOND, stride=0.5)
+    assert titles.counts == [9]
+    reader = Reader(tmp_path / "noise.mkv")
+
+    def keep(frame):
+        return crop(reader.resize(frame, 48), CENTRE, 48)
+
+    frames, in_one_pass = read_snippets(reader, 0.0, 5, SECOND, keep)
+    for m in (3, 0, 8, 1, 2, 7, 3):
+        sample = titles[0, m, None]
+        first = 25 * m // 2  # A snippet may begin in the middle of a frame.
+        assert np.array_equal(sample["video"], np.stack(frames[first : first + 25], axis=1))
+        heard, second = sample["waveform"].numpy(), slice(24000 * m, 24000 * m + 48000)
+        assert lag_of(heard, sound[second]) == 0
+        error = np.square(heard - sound[second]).mean()
+        assert error == pytest.approx(np.square(in_one_pass - sound)[second].mean(), rel=0.05)
+        again = Titles(tmp_path, SECOND, stride=0.5)[0, m, None]["waveform"]
+        assert np.array_equal(heard, again)
+
+
+@pytest.mark.parametrize("is_prepared", [False, True], ids=["as it came", "prepared"])
+def test_snippets_that_overlap_stay_in_step(tmp_path, is_prepared):
+    """On a grid of half a snippet: flashes and beeps of each snippet, and when it begins."""
+    films = tmp_path / "films"
+    (films / "show").mkdir(parents=True)
+    write_film(films / "show" / "e1.mp4", seconds=7.3, start=1.0)
+    write_film(films / "show" / "e2.mkv", seconds=5, audio="flac", rate=48000)
+    if is_prepared:
+        prepare(films, tmp_path / "ready", *SECOND_FLAGS)
+        films = tmp_path / "ready"
+    titles = Titles(films, SECOND, stride=0.5)
+    assert titles.counts == [13 + 9]
+    begins = [0.5 * m for m in range(13)] + [7 + 0.5 * m for m in range(9)]
+    flashes = 0
+    for m, begin in enumerate(begins):
+        path, second = titles.locate(0, m)
+        sample = titles[0, m, None]
+        assert sample["begin"] == begin
+        # Seconds of the film itself at which its frames are shown.
+        times = second - Timeline(path).zero + np.arange(25) / 25
+        assert times[0] == pytest.approx(begin - 7 * (m >= 13), abs=0.002)
+        is_white = sample["video"].float().mean((0, 2, 3)) > 140
+        assert is_white.tolist() == [is_lit(time + CLOCK) for time in times], m
+        flashes += is_white.any().item()
+        # The middle half of what is heard while a frame is on screen, unless a beep begins there.
+        loudness = sample["waveform"].view(25, -1)[:, 480:1440].abs().amax(1)
+        for time, loud in zip(times, loudness):
+            if is_lit(time + 0.009) == is_lit(time + 0.031):
+                assert (loud > 0.2) == is_lit(time + 0.02), (m, time)
+    assert flashes == 4 + 3 + 3 + 2
 
 
 def test_the_same_film_is_prepared_to_the_same_bytes(tmp_path):
