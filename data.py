@@ -30,15 +30,18 @@ import functools
 import math
 import os
 import sys
+import time
+from itertools import zip_longest
 
 import av
 import numpy as np
 import torch
 import torchaudio
 from torch import nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from harness.errors import BadInput, moved
+from harness.run import obey_parent_only
 from media.collection import index_scenes, read_collection
 from media.format import (
     BANDS,
@@ -270,6 +273,20 @@ def check_stride(stride, scenes):
         )
 
 
+def check_titles(progress, train, args):
+    """Raise BadInput unless these titles are those that a checkpoint was trained on."""
+    now = list(zip(train.names, train.counts))
+    then = list(zip(progress["titles"], progress.get("counts", train.counts)))
+    for title_now, title_then in zip_longest(now, then):
+        if title_now != title_then:
+            name, _ = title_then or title_now
+            raise BadInput(
+                f"--data {args.data}: no longer holds the titles that {args.out} was trained on, "
+                f"each of the same length and in the same order (see {name}); restore them, or "
+                "name another --out"
+            )
+
+
 def stack_frames(crops):
     """T crops (3, size, size), arrays -> video uint8 (3, T, size, size)."""
     return torch.from_numpy(np.stack(crops, axis=1))
@@ -279,6 +296,66 @@ def collate(samples):
     """Samples of `Titles` -> a batch: tensors are stacked, `failures` is a list for each sample."""
     failures = [sample.pop("failures") for sample in samples]
     return {**default_collate(samples), "failures": failures}
+
+
+# -------------------------------------------------------------------------------------------------
+# DataLoader: the shares of a process, one after another
+# -------------------------------------------------------------------------------------------------
+
+
+def own_shares(sampler, step, args, processes):
+    """The shares of this process, from this step of the run on: lists of --share samples."""
+    own = processes.own(args.batch_size // args.share)
+    first_epoch, step_of_epoch = divmod(step, len(sampler))
+    for epoch in range(first_epoch, args.epochs):
+        sampler.load_state_dict({"epoch": epoch, "step": step_of_epoch})
+        for batch in sampler:
+            for share in own:
+                yield batch[share * args.share : (share + 1) * args.share]
+        step_of_epoch = 0
+
+
+def even_samples(titles, number):
+    """The samples (n, m, None) of so many snippets of each title, evenly spaced, or of all."""
+    samples = []
+    for n, M in enumerate(titles.counts):
+        for m in np.unique(np.linspace(0, M - 1, min(M, number)).round()):
+            samples.append((n, int(m), None))
+    return samples
+
+
+def read_shares(titles, shares, args, processes):
+    """Yield a batch of each share. One loader reads for all epochs: its workers never stop.
+
+    shares  lists of samples
+    """
+    loader = DataLoader(
+        titles,
+        batch_sampler=shares,
+        collate_fn=collate,
+        num_workers=args.workers,
+        pin_memory=processes.on_gpu,
+        worker_init_fn=obey_parent_only,
+    )
+    return iter(loader)
+
+
+def next_batch(batches, save):
+    """Return (the next batch, its failures, the seconds spent waiting for it).
+
+    failures  for each snippet of the batch that was replaced, the reasons
+
+    `save` is called first if the batch cannot be read. It saves on rank 0 only, so a failure on
+    another rank costs the time since the last checkpoint.
+    """
+    tick = time.perf_counter()
+    try:
+        batch = next(batches)
+    except (BadInput, RuntimeError):  # A RuntimeError is raised where a worker has died.
+        save()
+        raise
+    failures = [lines for lines in batch["failures"] if lines]
+    return batch, failures, time.perf_counter() - tick
 
 
 # -------------------------------------------------------------------------------------------------
@@ -400,6 +477,23 @@ class AudioFrontEnd(nn.Module):
         x = self.log_mel(waveforms)
         self.mean = x.mean().item()
         self.std = max(x.std().item(), 1e-3)  # silence has no spread
+
+    def restore(self, state):
+        """Set `mean` and `std` to those that a checkpoint keeps, see `front_end_state`."""
+        self.mean = state["log_mel_mean"]
+        self.std = state["log_mel_std"]
+
+
+def measure_log_mel(audio_front, train, processes):
+    """Set the constants of the log-mel: from the middle snippet of each of up to 64 titles."""
+
+    def measure():
+        titles = np.unique(np.linspace(0, len(train) - 1, 64).round().astype(int)).tolist()
+        waveforms = [train[n, train.counts[n] // 2, None]["waveform"] for n in titles]
+        audio_front.measure(torch.stack(waveforms).to(processes.device))
+        return audio_front.mean, audio_front.std
+
+    audio_front.mean, audio_front.std = processes.on_rank_0(measure)
 
 
 def front_end_state(fmt, video, audio):

@@ -23,25 +23,42 @@ import os
 import time
 from collections import Counter
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
-from torch.utils.data import DataLoader
 
-from data import AudioFrontEnd, Titles, VideoFrontEnd, collate, front_end_state
+from data import (
+    AudioFrontEnd,
+    Titles,
+    VideoFrontEnd,
+    check_titles,
+    even_samples,
+    front_end_state,
+    measure_log_mel,
+    next_batch,
+    own_shares,
+    read_shares,
+)
 from harness.curves import draw, draw_histograms, summarise
 from harness.errors import BadInput, make_parser, moved, one_line_errors
 from harness.run import (
+    NOTHING_DONE,
     Processes,
     Progress,
     Run,
     StopSignals,
-    obey_parent_only,
+    checkpoint_of,
+    count,
+    count_step,
+    describe_rate,
+    is_too_bad,
+    log_step,
     reason_to_end,
+    report_totals,
+    resume,
+    unreadable,
 )
 from loss import CHANCE, MEASURES, discrepancy, gather, nce_loss, synchronisation
 from media.collection import collection_name
@@ -293,21 +310,6 @@ def learning_rate(args, step, steps_per_epoch):
     return args.lr * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
-def measure_log_mel(audio_front, train, processes):
-    """Set the constants of the log-mel: from the middle snippet of each of up to 64 titles."""
-
-    def measure():
-        titles = np.unique(np.linspace(0, len(train) - 1, 64).round().astype(int)).tolist()
-        waveforms = [train[n, train.counts[n] // 2, None]["waveform"] for n in titles]
-        audio_front.measure(torch.stack(waveforms).to(processes.device))
-        return audio_front.mean, audio_front.std
-
-    audio_front.mean, audio_front.std = processes.on_rank_0(measure)
-
-
-# Snippets that were trained on, those of them that replaced others, and steps that were skipped.
-NOTHING_DONE = {"snippets": 0, "bad": 0, "skipped": 0}
-
 MEASURED = (
     "step {step:>6}  KL(S-||S!=) {kl_same_other:.3f}  KL(S-||S+) {kl_same_match:.3f}  "
     "KL(S!=||S+) {kl_other_match:.3f}  gap {gap:.3f}  "
@@ -322,26 +324,16 @@ def measure_held_out(run, held_out, model, video_front, audio_front, args, proce
     The snippets are evenly spaced, and have central crops. Nothing is measured without pairs:
     it takes two titles, and two snippets of one of them.
     """
-    samples = []
-    for n, M in enumerate(held_out.counts):
-        number = min(M, args.held_out_snippets)
-        for m in np.unique(np.linspace(0, M - 1, number).round()):
-            samples.append((n, int(m), None))
+    samples = even_samples(held_out, args.held_out_snippets)
     has_pairs = len(held_out) >= 2 and len(samples) > len(held_out)
     if not has_pairs:
         return
-    loader = DataLoader(
-        held_out,
-        args.share,
-        sampler=samples[processes.rank :: processes.world_size],
-        collate_fn=collate,
-        num_workers=args.workers,
-        worker_init_fn=obey_parent_only,
-    )
+    samples = samples[processes.rank :: processes.world_size]
+    shares = [samples[i : i + args.share] for i in range(0, len(samples), args.share)]
     processes.share_buffers(model)  # so that what is measured is what the checkpoint keeps
     model.eval()
     own = []  # (z_v, z_a, titles, failures) of each batch of this rank
-    for batch in loader:
+    for batch in read_shares(held_out, shares, args, processes):
         video = video_front(batch["video"].to(processes.device))
         audio = audio_front(batch["waveform"].to(processes.device))
         with processes.autocast():
@@ -362,178 +354,12 @@ def measure_held_out(run, held_out, model, video_front, audio_front, args, proce
         processes.report(MEASURED.format(step=step, **measures))
 
 
-def log_processes(run, start, processes):
-    """Say so where a run is resumed on another number of processes: that changes its speed only."""
-    then, now = run.checkpoint["args"].get("processes", 1), processes.world_size
-    if then != now:
-        run.log(step=start, processes=now, processes_before=then)
-        processes.report(f"run       resumed on {now} processes; there were {then} before")
-
-
-def was_measured(run, step, processes):
-    """Whether Equation 2 is in the log for this step: a run that is told to stop saves first."""
-
-    def find():
-        return any(row["step"] == step and "gap" in row for row in run.rows)
-
-    return processes.on_rank_0(find)
-
-
-def resume(checkpoint, model, optimizer, audio_front, train, args):
-    """Load a checkpoint; return the steps until then, and what was `done` in them."""
-    progress = checkpoint["progress"]
-    now = list(zip(train.names, train.counts))
-    then = list(zip(progress["titles"], progress.get("counts", train.counts)))
-    for title_now, title_then in zip_longest(now, then):
-        if title_now != title_then:
-            name, _ = title_then or title_now
-            raise BadInput(
-                f"--data {args.data}: no longer holds the titles that {args.out} was trained on, "
-                f"each of the same length and in the same order (see {name}); restore them, or "
-                "name another --out"
-            )
-    for name, part in model.named_children():
-        part.load_state_dict(checkpoint[name])
-    for group in checkpoint["optimizer"]["param_groups"]:
-        group["fused"] = optimizer.defaults["fused"]  # It may have been saved on another device.
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    audio_front.mean = checkpoint["front_end"]["log_mel_mean"]
-    audio_front.std = checkpoint["front_end"]["log_mel_std"]
-    return progress["step"], {name: progress.get(name, 0) for name in NOTHING_DONE}
-
-
-def checkpoint_of(model, optimizer, front_end, sampler, train, step, done):
-    """All that is needed to resume after `step` steps, and to use the networks elsewhere."""
-    epoch, step_of_epoch = divmod(step, len(sampler))
-    progress = {
-        "epoch": epoch,
-        "step": step,
-        "sampler": {"epoch": epoch, "step": step_of_epoch},
-        **done,
-        "titles": train.names,
-        "counts": train.counts,
-    }
-    return {
-        **{name: part.state_dict() for name, part in model.named_children()},
-        "networks": model.networks,
-        "front_end": front_end,
-        "optimizer": optimizer.state_dict(),
-        "progress": progress,
-    }
-
-
-def own_shares(sampler, step, args, processes):
-    """The shares of this process, from this step of the run on: lists of --share samples."""
-    own = processes.own(args.batch_size // args.share)
-    first_epoch, step_of_epoch = divmod(step, len(sampler))
-    for epoch in range(first_epoch, args.epochs):
-        sampler.load_state_dict({"epoch": epoch, "step": step_of_epoch})
-        for batch in sampler:
-            for share in own:
-                yield batch[share * args.share : (share + 1) * args.share]
-        step_of_epoch = 0
-
-
-def read_shares(train, samples, args, processes):
-    """Yield a batch of each share. One loader reads for all epochs: its workers never stop."""
-    loader = DataLoader(
-        train,
-        batch_sampler=samples,
-        collate_fn=collate,
-        num_workers=args.workers,
-        pin_memory=processes.on_gpu,
-        worker_init_fn=obey_parent_only,
-    )
-    return iter(loader)
-
-
-def next_batch(batches, save):
-    """Return (the next batch, its failures, the seconds spent waiting for it).
-
-    failures  for each snippet of the batch that was replaced, the reasons
-
-    `save` is called first if the batch cannot be read. It saves on rank 0 only, so a failure on
-    another rank costs the time since the last checkpoint.
-    """
-    tick = time.perf_counter()
-    try:
-        batch = next(batches)
-    except (BadInput, RuntimeError):  # A RuntimeError is raised where a worker has died.
-        save()
-        raise
-    failures = [lines for lines in batch["failures"] if lines]
-    return batch, failures, time.perf_counter() - tick
-
-
-def is_too_bad(since_start, args, steps_per_epoch):
-    """Whether more than --max-bad of the snippets since this start were replaced.
-
-    In the first epoch, whether it is more than this share of an epoch.
-    """
-    steps = max(since_start["steps"], steps_per_epoch)
-    return since_start["bad"] > args.max_bad * args.batch_size * steps
-
-
-def unreadable(since_start, args, run):
-    """The end of a run of which too much cannot be read."""
-    bad, steps = since_start["bad"], since_start["steps"]
-    return BadInput(
-        f"{bad:.0f} snippets could not be read in {steps} steps, more than --max-bad "
-        f"{args.max_bad} of them (or of an epoch's): see {run.out}/bad.txt. The same command, with "
-        "the files fixed or with a higher --max-bad, resumes from here"
-    )
-
-
-def count(done, not_finite, snippets, replaced):
-    done["bad"] += int(replaced)
-    if not_finite:
-        done["skipped"] += 1
-    else:
-        done["snippets"] += int(snippets)
-
-
-def log_step(run, step, epoch, loss, norm, not_finite, lr, times, done):
-    """Log a step, with what was replaced and skipped so far; JSON has no NaN."""
-    row = {"loss": loss, "grad_norm": norm}
-    if not_finite:
-        row = {"not_finite": f"loss {loss}, gradient {norm}"}
-    so_far = {"bad": done["bad"], "skipped": done["skipped"]}
-    run.log(step=step + 1, epoch=epoch, **row, lr=lr, **times, **so_far)
-
-
 def finish(run, done, since_start, total_steps, args, processes):
-    """Write result.json, and report where the snippets of all epochs went: they must add up."""
-    if since_start["steps"] > 0:
-        rate = describe_rate(since_start, args)
-        steps, seconds = since_start["steps"], since_start["seconds"]
-        processes.report(f"trained   {steps} steps in {seconds:.0f} s: {rate}")
-    skipped = done["skipped"] * args.batch_size
-    assert done["snippets"] + skipped == total_steps * args.batch_size
-    processes.report(
-        f"snippets  {done['snippets']} trained on, of which {done['bad']} replaced others that "
-        f"could not be read; {skipped} skipped, in {done['skipped']} steps that were not finite"
-    )
+    """Report where all snippets went, and write result.json."""
+    report_totals(done, since_start, total_steps, args, processes)
     result = {"arguments": run.settings, "done": done, **summarise(run.rows, MEASURES)}
     run.finish(result)
     processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
-
-
-def count_step(since_start, seconds, waited, bad):
-    since_start["steps"] += 1
-    since_start["seconds"] += seconds
-    since_start["waited"] += waited
-    since_start["bad"] += bad
-
-
-def describe_rate(since_start, args):
-    """The speed since this start, for the progress bar."""
-    seconds = since_start["seconds"]
-    rate = since_start["steps"] * args.batch_size / seconds
-    waiting = since_start["waited"] / seconds
-    text = f"{rate:.1f} snippets/s, {waiting:.0%} of the time waiting for data"
-    if since_start["bad"]:
-        text += f", {since_start['bad']:.0f} snippets replaced"
-    return text
 
 
 def save_run(run, model, optimizer, front_end, sampler, train, args, step, done):
@@ -709,9 +535,11 @@ def main(args):
     start, done = 0, dict(NOTHING_DONE)
     resumed = run.checkpoint is not None
     if resumed:
-        start, done = resume(run.checkpoint, model, optimizer, audio_front, train, args)
+        check_titles(run.checkpoint["progress"], train, args)
+        start, done = resume(run.checkpoint, model, optimizer)
+        audio_front.restore(run.checkpoint["front_end"])
         run.begin(run.read_log(start))
-        log_processes(run, start, processes)
+        run.log_processes(start)
         run.checkpoint = None  # frees half a gigabyte
     else:
         measure_log_mel(audio_front, train, processes)
@@ -724,7 +552,7 @@ def main(args):
     if not resumed:
         measure(0)
         save(0, done)
-    elif start % steps_to_measure == 0 and not was_measured(run, start, processes):
+    elif start % steps_to_measure == 0 and not run.has_logged(start, "gap"):
         measure(start)  # A run that was told to stop saved first.
     if args.compile:
         model.compile(dynamic=False)

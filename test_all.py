@@ -26,6 +26,10 @@ Each idea has a test that turns red when the idea is broken on purpose:
                   test_a_snippet_that_fails_is_replaced_from_its_title_by_its_key
               held-out titles trained on
                   test_held_out_titles_are_whole_and_never_trained_on
+              a stride that counts places at which no whole snippet fits; one grid for all files
+              of a show, or snippets of two files that overlap on its time axis
+                  test_a_stride_counts_the_places_of_its_grid_that_hold_a_whole_snippet
+                  test_the_files_of_a_show_have_a_grid_each_and_one_time_axis
               two draws from one stream of random numbers
                   test_no_two_streams_of_random_numbers_collide
     the loop  k and w swapped; the order of epoch 0 in every epoch
@@ -50,6 +54,8 @@ Each idea has a test that turns red when the idea is broken on purpose:
               no flip, no jitter; the augmentation of step 0 at every step
                   test_each_step_of_fine_tuning_flips_and_jitters_its_own_clips
                   test_each_step_of_fine_tuning_masks_its_own_sounds
+              another network than the checkpoint names
+                  test_fine_tuning_takes_the_network_from_the_checkpoint
               the logits of the views averaged, or their votes counted
                   test_an_answer_is_the_mean_of_the_views_softmax
               a probe on features that are not standardised
@@ -61,6 +67,9 @@ Each idea has a test that turns red when the idea is broken on purpose:
                   test_a_probe_of_few_files_knows_no_others
     media/    sound cut 1 s late
                   test_every_kind_of_file_is_cut_in_step
+              snippets that overlap read from the next group of pictures, or from another time
+                  test_a_prepared_film_is_read_exactly_between_its_groups_of_pictures
+                  test_snippets_that_overlap_stay_in_step
               headers believed; references to other files followed
                   test_a_film_cut_off_is_counted_by_what_is_there
                   test_a_text_that_refers_to_another_file_is_refused

@@ -1,4 +1,7 @@
-"""A run: the processes it runs on, its folder, log and checkpoint, and how it stops and resumes."""
+"""A run: the processes it runs on, its folder, log and checkpoint, and how it stops and resumes.
+
+What loops of training share is here too: the account of their snippets, and their checkpoint.
+"""
 
 import contextlib
 import importlib.metadata
@@ -327,6 +330,86 @@ class Progress:
 
 
 # -------------------------------------------------------------------------------------------------
+# Accounting: where the snippets went, and how long they took
+#
+# done         of all steps of a run: NOTHING_DONE, counted up
+# since_start  of the steps since this start: how many `steps`, their `seconds`, those that were
+#              `waited` for data, and the snippets that were `bad`, since others replaced them
+# -------------------------------------------------------------------------------------------------
+
+# Snippets that were trained on, those of them that replaced others, and steps that were skipped.
+NOTHING_DONE = {"snippets": 0, "bad": 0, "skipped": 0}
+
+
+def count(done, not_finite, snippets, replaced):
+    done["bad"] += int(replaced)
+    if not_finite:
+        done["skipped"] += 1
+    else:
+        done["snippets"] += int(snippets)
+
+
+def count_step(since_start, seconds, waited, bad):
+    since_start["steps"] += 1
+    since_start["seconds"] += seconds
+    since_start["waited"] += waited
+    since_start["bad"] += bad
+
+
+def describe_rate(since_start, args):
+    """The speed since this start, for the progress bar."""
+    seconds = since_start["seconds"]
+    rate = since_start["steps"] * args.batch_size / seconds
+    waiting = since_start["waited"] / seconds
+    text = f"{rate:.1f} snippets/s, {waiting:.0%} of the time waiting for data"
+    if since_start["bad"]:
+        text += f", {since_start['bad']:.0f} snippets replaced"
+    return text
+
+
+def log_step(run, step, epoch, loss, norm, not_finite, lr, times, done):
+    """Log a step, with what was replaced and skipped so far; JSON has no NaN."""
+    row = {"loss": loss, "grad_norm": norm}
+    if not_finite:
+        row = {"not_finite": f"loss {loss}, gradient {norm}"}
+    so_far = {"bad": done["bad"], "skipped": done["skipped"]}
+    run.log(step=step + 1, epoch=epoch, **row, lr=lr, **times, **so_far)
+
+
+def is_too_bad(since_start, args, steps_per_epoch):
+    """Whether more than --max-bad of the snippets since this start were replaced.
+
+    In the first epoch, whether it is more than this share of an epoch.
+    """
+    steps = max(since_start["steps"], steps_per_epoch)
+    return since_start["bad"] > args.max_bad * args.batch_size * steps
+
+
+def unreadable(since_start, args, run):
+    """The end of a run of which too much cannot be read."""
+    bad, steps = since_start["bad"], since_start["steps"]
+    return BadInput(
+        f"{bad:.0f} snippets could not be read in {steps} steps, more than --max-bad "
+        f"{args.max_bad} of them (or of an epoch's): see {run.out}/bad.txt. The same command, with "
+        "the files fixed or with a higher --max-bad, resumes from here"
+    )
+
+
+def report_totals(done, since_start, total_steps, args, processes):
+    """Report where the snippets of all epochs went: they must add up."""
+    if since_start["steps"] > 0:
+        rate = describe_rate(since_start, args)
+        steps, seconds = since_start["steps"], since_start["seconds"]
+        processes.report(f"trained   {steps} steps in {seconds:.0f} s: {rate}")
+    skipped = done["skipped"] * args.batch_size
+    assert done["snippets"] + skipped == total_steps * args.batch_size
+    processes.report(
+        f"snippets  {done['snippets']} trained on, of which {done['bad']} replaced others that "
+        f"could not be read; {skipped} skipped, in {done['skipped']} steps that were not finite"
+    )
+
+
+# -------------------------------------------------------------------------------------------------
 # The folder of a run
 # -------------------------------------------------------------------------------------------------
 
@@ -458,6 +541,21 @@ class Run:
             with open(self.out / "bad.txt", "a", errors="backslashreplace") as file:
                 file.writelines(f"{when}: {failure}\n" for failure in failures)
 
+    def log_processes(self, step):
+        """Say so where a run is resumed on other processes: their number changes its speed only."""
+        then, now = self.checkpoint["args"].get("processes", 1), self.processes.world_size
+        if then != now:
+            self.log(step=step, processes=now, processes_before=then)
+            self.processes.report(f"run       resumed on {now} processes; there were {then} before")
+
+    def has_logged(self, step, name):
+        """Whether the log has a row of this step with this name. All ranks have to ask."""
+
+        def find():
+            return any(row["step"] == step and name in row for row in self.rows)
+
+        return self.processes.on_rank_0(find)
+
     def save(self, state):
         """Write a checkpoint of this state; the one before is kept beside it."""
         if self.rank == 0:
@@ -484,6 +582,41 @@ class Run:
             return
         text = json.dumps({**result, "versions": versions()}) + "\n"
         self.write("result.json", lambda path: path.write_text(text))
+
+
+def checkpoint_of(model, optimizer, front_end, sampler, train, step, done):
+    """All that is needed to resume after `step` steps, and to use the networks elsewhere.
+
+    model  its children are what is trained, and `model.networks` names the backbones among them
+    train  the titles, with their `names` and `counts`
+    """
+    epoch, step_of_epoch = divmod(step, len(sampler))
+    progress = {
+        "epoch": epoch,
+        "step": step,
+        "sampler": {"epoch": epoch, "step": step_of_epoch},
+        **done,
+        "titles": train.names,
+        "counts": train.counts,
+    }
+    return {
+        **{name: part.state_dict() for name, part in model.named_children()},
+        "networks": model.networks,
+        "front_end": front_end,
+        "optimizer": optimizer.state_dict(),
+        "progress": progress,
+    }
+
+
+def resume(checkpoint, model, optimizer):
+    """Load weights and optimiser; return the steps until then, and what was `done` in them."""
+    for name, part in model.named_children():
+        part.load_state_dict(checkpoint[name])
+    for group in checkpoint["optimizer"]["param_groups"]:
+        group["fused"] = optimizer.defaults["fused"]  # It may have been saved on another device.
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    progress = checkpoint["progress"]
+    return progress["step"], {name: progress.get(name, 0) for name in NOTHING_DONE}
 
 
 def load_checkpoint(path):
