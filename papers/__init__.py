@@ -1,0 +1,1 @@
+"""The sibling papers, one file each, written as what differs from pretrain.py."""

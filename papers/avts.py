@@ -1,0 +1,588 @@
+"""AVTS: is this sound in sync with this video? "Cooperative Learning of Audio and Video Models from
+Self-Supervised Synchronization" (Korbar, Tran, Torresani, 2018).
+
+    python -m papers.avts --toy                           the toy world, on a CPU, in minutes
+    torchrun --nproc_per_node 4 -m papers.avts            the paper: 4 GPUs, datasets/movies
+    python -m papers.avts                                 the same run on one GPU, share by share
+    python -m papers.avts --hard-share 0                  its ablations: easy negatives only,
+    python -m papers.avts --hard-share 1 --hard-after 0   hard ones only,
+    python -m papers.avts --hard-after 0                  both from the start,
+    python -m papers.avts --superhard                     overlapping ones in place of hard ones
+
+The networks and their sampler, data, runs and checkpoints are those of pretrain.py. What differs:
+
+    question    Each pair of a video and a sound is in sync or not, by its distance alone, where
+                pretrain.py asks which sound of a share is that of a video.
+    negatives   Easy ones are of other titles. Hard ones are of the same title, 0.5 s or more away.
+    curriculum  Easy ones alone at first; from epoch 50 on a quarter of them is hard.
+
+Only the paper's abstract was at hand. Remembered and unverified are the loss and its margin, the
+kinds of negatives, the curriculum, MC3-18, 25 frames at 25 fps of 224 pixels, 1 s of sound in 40
+mel filters every 10 ms, and 4 GPUs of 16. A public fork of SlowFast has the same loss, on halved
+embeddings of unit length. Our choices are two snippets of a window of 10 s of film, where the paper
+has clips of 10 s; the audio ResNet-18, since the layers of its VGG-like network are not known to
+us; Adam and the cosine of pretrain.py, since its learning rate is not; and those named below.
+
+B samples of a share, each a snippet with its frames and sound; T frames of H x W pixels; P mel
+filters; Q audio frames; d = 512, the size of an embedding.
+"""
+
+import math
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+
+from data import (
+    AudioFrontEnd,
+    Titles,
+    VideoFrontEnd,
+    check_titles,
+    even_samples,
+    front_end_state,
+    measure_log_mel,
+    next_batch,
+    own_shares,
+    read_shares,
+)
+from harness.curves import draw, summarise
+from harness.errors import BadInput, make_parser, one_line_errors
+from harness.run import (
+    NOTHING_DONE,
+    Processes,
+    Progress,
+    Run,
+    StopSignals,
+    checkpoint_of,
+    count,
+    count_step,
+    describe_rate,
+    is_too_bad,
+    log_step,
+    reason_to_end,
+    report_totals,
+    resume,
+    unreadable,
+)
+from loss import CHANCE, MEASURES, synchronisation
+from media.collection import collection_name
+from media.format import Format
+from media.toy import make_toy
+from models import AudioVisualModel, largest_map, restore_statistics, update_statistics
+from sampler import HierarchicalSampler
+
+GAP = 0.5  # seconds between a snippet and a hard negative, from the end of one (our choice)
+ROUNDING = 1e-6  # seconds
+
+# -------------------------------------------------------------------------------------------------
+# The paper: distances, negatives, loss, curriculum
+# -------------------------------------------------------------------------------------------------
+
+
+def distance(z_v, z_a):
+    """Half of the distance of the embeddings at unit length, (B, d), (B, d) -> (B, B), 0 to 1.
+
+    d[i, j] = |z_v[i] / |z_v[i]| - z_a[j] / |z_a[j]|| / 2, in fp32. Its gradient at 0 is 0.
+    """
+    with torch.autocast(z_v.device.type, enabled=False):
+        z_v, z_a = F.normalize(z_v.float(), dim=1), F.normalize(z_a.float(), dim=1)
+        squared = (z_v[:, None] - z_a[None, :]).square().sum(2)  # (B, B)
+        # The slope of a root at 0 is infinite, and infinity times 0 is not a number.
+        is_zero = squared == 0
+        return squared.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0) / 2
+
+
+def kinds_of_negatives(title, begin, seconds):
+    """Which pairs (i, j) are which negatives: {easy, hard, superhard}, each (B, B) of bool.
+
+        easy        of two titles
+        hard        of one title, with GAP seconds or more between the end of one and the
+                    beginning of the other (the paper's 0.5 s may be from beginning to beginning)
+        superhard   of one title, overlapping
+
+    Snippets of one title that are less than GAP apart are neither.
+
+    title    (B,) the title of each sample
+    begin    (B,) the second at which it begins, on the time axis of its title
+    seconds  the length of a snippet
+    """
+    same_title = title[:, None] == title[None, :]  # (B, B)
+    same_snippet = torch.eye(len(title), dtype=torch.bool, device=title.device)
+    gap = (begin[:, None] - begin[None, :]).abs() - seconds  # (B, B), below 0 where they overlap
+    return {
+        "easy": ~same_title,
+        "hard": same_title & (gap >= GAP - ROUNDING),
+        "superhard": same_title & ~same_snippet & (gap < -ROUNDING),
+    }
+
+
+def margin_loss(d, easy, hard, hard_share, margin=0.99):
+    """The contrastive margin loss, in the mean of the negatives that a share h of hard ones gives.
+
+        E(h) = 1/2 [ mean_i d_ii^2 + (1 - h) mean_easy max(m - d_ij, 0)^2
+                                   +      h  mean_hard max(m - d_ij, 0)^2 ]
+
+    The paper draws one negative for each positive, and a share h of them is hard. This is the
+    expectation of that over all pairs of the share (our choice): the same without the noise of
+    the draw. Each embedding is in a positive and in negatives alike, so BatchNorm cannot tell
+    the network which of them a pair is. A network that tells nothing apart does best with all
+    distances at m / 2, and has a loss of m^2 / 4 = 0.245.
+
+    d           (B, B) distances, from 0 to 1
+    easy, hard  (B, B) which pairs are such negatives; without any, their term is 0
+    hard_share  h, from 0 to 1
+    margin      m; a negative that is as far away is far enough
+    """
+    positive = d.diagonal().square().mean()
+    hinge = (margin - d).clamp(min=0).square()  # (B, B)
+    easy_term = (hinge * easy).sum() / easy.sum().clamp(min=1)
+    hard_term = (hinge * hard).sum() / hard.sum().clamp(min=1)
+    return (positive + (1 - hard_share) * easy_term + hard_share * hard_term) / 2
+
+
+def hard_share_of(epoch, args):
+    """The curriculum: which share of the negatives is hard in this epoch, counted from 0."""
+    return args.hard_share if epoch >= args.hard_after else 0.0
+
+
+def loss_of_share(batch, hard_share, fronts, parallel, args, processes):
+    """The loss of one share, a scalar on the device, with its graph."""
+    device = processes.device
+    video = fronts[0](batch["video"].to(device, non_blocking=True))  # (B, 3, T, H, W)
+    audio = fronts[1](batch["waveform"].to(device, non_blocking=True))  # (B, 1, P, Q)
+    with processes.autocast():
+        z_v, z_a = parallel(video, audio)  # (B, d)
+    title, begin = batch["title"].to(device), batch["begin"].to(device)
+    kinds = kinds_of_negatives(title, begin, args.frames / args.fps)
+    hard = kinds["superhard" if args.superhard else "hard"]
+    return margin_loss(distance(z_v, z_a), kinds["easy"], hard, hard_share, args.margin)
+
+
+# -------------------------------------------------------------------------------------------------
+# Arguments: without flags, on 1, 2 or 4 GPUs, the paper's run
+# -------------------------------------------------------------------------------------------------
+
+PAPER = {"frames": 25, "fps": 25.0, "short_side": 224, "crop": 224}
+PAPER |= {"n_fft": 1024, "hop": 480, "mels": 40}
+TOY = {
+    "data": "datasets/toy/films",
+    "frames": 5,
+    "fps": 5.0,
+    "short_side": 34,
+    "crop": 28,
+    "rate": 16000,
+    "n_fft": 512,
+    "hop": 160,
+    "stride": 0.8,
+    "w": 13,
+    "width": 16,
+    "share": 64,
+    "epochs": 2,
+    "hard_after": 1,
+    "held_out_snippets": 64,
+    "measure_every": 0.5,
+    "workers": 2,
+}
+# Settings that may differ when a run is resumed, since they change nothing that is trained.
+MAY_CHANGE = ("out", "processes", "workers", "save_minutes", "keep", "max_bad", "measure_every")
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__, "python -m papers.avts")
+    add_paper_flags(parser.add_argument)
+    Format.add_flags(parser)
+    parser.set_defaults(**PAPER)
+    add_run_flags(parser.add_argument)
+    known, _ = parser.parse_known_args(argv)
+    if known.toy:
+        parser.set_defaults(**TOY)
+    args = parser.parse_args(argv)
+    if args.out is None:
+        args.out = f"runs/{run_name(args, parser)}"
+    return args
+
+
+def add_paper_flags(add):
+    hard_share = "h, the share of hard negatives from --hard-after on; 0: easy ones alone"
+    add("--hard-share", type=float, default=0.25, help=hard_share)
+    add("--hard-after", type=int, default=50, help="epochs of easy negatives alone")
+    superhard = "overlapping snippets in place of hard ones, which the paper found not to help"
+    add("--superhard", action="store_true", help=superhard)
+    add("--margin", type=float, default=0.99, help="m; distances go from 0 to 1")
+    network = "video network, as models.py names it; the paper's is MC3-18"
+    add("--network", choices=("mc3_18", "r2plus1d_18"), default="mc3_18", help=network)
+    add("--batch-size", type=int, default=64, help="snippets of a step, over all GPUs")
+    add("--share", type=int, default=16, help="snippets that are paired together: 64 / 4 GPUs")
+    add("--k", type=int, default=2, help="snippets of a title in a share (our choice)")
+    add("--w", type=int, default=19, help="window that they come from: 10 s of film (our choice)")
+    stride = "seconds between the beginnings of neighbouring snippets (our choice)"
+    add("--stride", type=float, default=0.5, help=stride)
+    add("--epochs", type=int, default=90, help="of sum M_n / batch steps (the steps: our choice)")
+    add("--lr", type=float, default=1e-3, help="of Adam, after --warmup; then a cosine to 0 (ours)")
+    add("--warmup", type=float, default=1.0, help="epochs of linear warm-up from 1e-4 (our choice)")
+    add("--width", type=int, default=64, help="channels of the first stage")
+
+
+def add_run_flags(add):
+    add("--toy", action="store_true", help="small settings, on the toy world")
+    add("--data", default="datasets/movies", help="a folder of films and shows, or LIST.txt")
+    add("--out", help="folder of the run; default runs/avts- and a name from the flags")
+    title = "what a title is to the sampler: a show, or each of its files"
+    add("--title", choices=("show", "episode"), default="show", help=title)
+    add("--language", help="audio track to prefer, as files tag it: eng, deu")
+    add("--held-out", type=float, default=0.1, help="share of the titles to measure on only")
+    add("--held-out-snippets", type=int, default=32, help="of each held-out title")
+    add("--measure-every", type=float, default=1.0, help="epochs between measurements")
+    add("--precision", choices=("bf16", "fp32"), default="bf16", help="of networks on a GPU")
+    add("--seed", type=int, default=0, help="of all that is drawn at random")
+    add("--max-bad", type=float, default=0.01, help="stop when more of the snippets are unreadable")
+    add("--workers", type=int, default=8, help="processes that read, for each training process")
+    add("--save-minutes", type=float, default=10, help="between checkpoints; 0: at each step")
+    add("--keep", action="store_true", help="keep the weights of each epoch, as epochN.pt")
+
+
+def run_name(args, parser):
+    """The collection, and every flag that makes it another run: avts-toy-hard-share0.0."""
+    name = f"avts-{collection_name(args.data)}"
+    for flag, value in vars(args).items():
+        if flag in ("toy", "data", *MAY_CHANGE) or value == parser.get_default(flag):
+            continue
+        name += f"-{flag.replace('_', '-')}"
+        if value is not True:
+            name += f"{value}"
+    if args.toy and args.data != TOY["data"]:
+        name += "-toy"
+    return name
+
+
+def check_args(args, world_size):
+    """Raise BadInput for whatever can be told from the flags alone."""
+    shares = args.batch_size // max(1, args.share)
+    asks_for_hard = args.hard_share > 0 and args.hard_after < args.epochs
+    seconds = args.frames / max(args.fps, 1e-9)
+    reach = (args.w - 1) * args.stride  # between the beginnings of two snippets of a window
+    rules = [
+        ("hard_share", 0 <= args.hard_share <= 1, "from 0 to 1"),
+        ("hard_after", args.hard_after >= 0, "0 or more"),
+        ("margin", 0 < args.margin <= 1, "above 0, and 1 or less"),
+        (
+            "share",
+            args.share >= 2 and args.batch_size % args.share == 0,
+            f"2 or more, and a divisor of --batch-size, {args.batch_size}",
+        ),
+        (
+            "batch_size",
+            shares % world_size == 0,
+            f"{args.share} for each process or a multiple, since each of the {world_size} takes "
+            "whole shares (or lower --share)",
+        ),
+        (
+            "k",
+            args.k > 0 and args.share % args.k == 0 and args.k < args.share,
+            f"a divisor of --share, {args.share}, and less, since easy negatives are of two titles",
+        ),
+        ("k", args.k > 1 or not asks_for_hard, "2 or more, or --hard-share 0: hard ones need two"),
+        ("w", args.w >= args.k, f"--k ({args.k}) or more: a window holds k distinct snippets"),
+        (
+            "w",
+            not asks_for_hard or args.superhard or reach >= seconds + GAP - ROUNDING,
+            f"so large that (w - 1) x --stride is {seconds + GAP:g} s or more: hard negatives are "
+            f"{GAP:g} s apart, or take --hard-share 0",
+        ),
+        (
+            "stride",
+            not asks_for_hard or not args.superhard or args.stride < seconds - ROUNDING,
+            f"below {seconds:g} s, the length of a snippet: --superhard needs overlapping ones",
+        ),
+        (
+            "crop",
+            0 < args.crop <= args.short_side,
+            f"above 0, and --short-side ({args.short_side}) or less",
+        ),
+        ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
+        ("held_out", 0 <= args.held_out < 1, "from 0 to below 1"),
+    ]
+    for name in ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels", "stride"):
+        rules.append((name, getattr(args, name) > 0, "above 0"))
+    for name in ("held_out_snippets", "measure_every"):
+        rules.append((name, getattr(args, name) > 0, "above 0"))
+    for name in ("warmup", "seed", "workers", "max_bad", "save_minutes"):
+        rules.append((name, getattr(args, name) >= 0, "0 or more"))
+    for name, holds, rule in rules:
+        if not holds:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {rule}")
+
+
+# -------------------------------------------------------------------------------------------------
+# Pieces of the run, as those of pretrain.py
+# -------------------------------------------------------------------------------------------------
+
+
+def open_titles(args, fmt, report):
+    if args.toy and args.data == TOY["data"] and not os.path.exists(args.data):
+        world = Path(args.data).parent
+        report(f"no toy world at {world}: rendering it")
+        make_toy(world)
+    return Titles(args.data, fmt, args.language, quiet=False, stride=args.stride)
+
+
+def make_sampler(args, train):
+    try:
+        return HierarchicalSampler(train.counts, args.batch_size, args.k, args.w, args.seed)
+    except ValueError as error:
+        remedy = "take a smaller --k or --batch-size, or longer films"
+        raise BadInput(f"--data {args.data}: {error}; {remedy}") from error
+
+
+def learning_rate(args, step, steps_per_epoch):
+    """That of pretrain.py: linear from 1e-4 to --lr over the warm-up, then a cosine to 0."""
+    warmup = args.warmup * steps_per_epoch
+    total = args.epochs * steps_per_epoch
+    if step < warmup:
+        return 1e-4 + (args.lr - 1e-4) * step / warmup
+    return args.lr * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
+MEASURED = {name: MEASURES[name] for name in ("sync_same", "sync_other")}
+
+
+@torch.no_grad()
+def measure_held_out(run, held_out, model, fronts, args, processes, step):
+    """Log and print synchronisation on held-out titles: how often d_ii is below d_ij."""
+    samples = even_samples(held_out, args.held_out_snippets)
+    has_pairs = len(held_out) >= 2 and len(samples) > len(held_out)
+    if not has_pairs:
+        return
+    samples = samples[processes.rank :: processes.world_size]
+    shares = [samples[i : i + args.share] for i in range(0, len(samples), args.share)]
+    processes.share_buffers(model)  # so that what is measured is what the checkpoint keeps
+    model.eval()
+    own = []  # (z_v, z_a, titles, failures) of each batch of this rank
+    for batch in read_shares(held_out, shares, args, processes):
+        video = fronts[0](batch["video"].to(processes.device))
+        audio = fronts[1](batch["waveform"].to(processes.device))
+        with processes.autocast():
+            z_v, z_a = model(video, audio)
+        own.append((z_v.cpu(), z_a.cpu(), batch["title"], sum(batch["failures"], [])))
+    model.train()
+    of_all_ranks = processes.collect_on_rank_0(own)
+    if processes.rank == 0:
+        z_v, z_a, title, failures = zip(*of_all_ranks)
+        try:
+            # Of embeddings of unit length, those that are closer are more similar.
+            measures = synchronisation(torch.cat(z_v), torch.cat(z_a), torch.cat(title), tau=1.0)
+        except ValueError as error:  # Damaged films may have left no pairs.
+            processes.report(f"step {step:>6}  not measured: {error}")
+            return
+        run.log(step=step, **measures, replaced=sum(failures, []))
+        same, other = measures["sync_same"], measures["sync_other"]
+        processes.report(f"step {step:>6}  sync {same:.3f} same title, {other:.3f} other titles")
+
+
+def save_run(run, model, optimizer, front_end, sampler, train, args, step, done):
+    """Write checkpoint.pt and curves.png, after `step` steps; with --keep the epoch's weights."""
+    state = checkpoint_of(model, optimizer, front_end, sampler, train, step, done)
+    run.save(state)
+    epoch, step_of_epoch = divmod(step, len(sampler))
+    if args.keep and step > 0 and step_of_epoch == 0:
+        del state["optimizer"]
+        run.write(f"epoch{epoch}.pt", partial(torch.save, {**state, "args": run.settings}))
+    if run.rank == 0:
+        run.write("curves.png", partial(draw_run, run.rows, args))
+
+
+def draw_run(rows, args, path):
+    """The loss, beside that of a network that tells nothing apart, and synchronisation."""
+    groups = {"AVTS": {args.seed: summarise(rows, MEASURED)}}
+    chance = {**CHANCE, "loss": args.margin**2 / 4}
+    draw(path, groups, MEASURED, loss_title="training loss (margin)", loss_unit="", chance=chance)
+
+
+def report_start(args, titles, train, held_out, sampler, processes, resumed, step):
+    """Print what this run is, before it begins."""
+    report, world_size = processes.report, processes.world_size
+    snippets = f"{sum(train.counts)} snippets of {train.fmt.seconds:g} s, {args.stride:g} s apart"
+    few = "" if len(held_out) > 1 else " (synchronisation needs two: it is not measured)"
+    report(f"titles    {len(train)} to train on ({snippets}), {len(held_out)} held out{few}")
+    for i, (path, why) in enumerate(titles.skipped):
+        report(f"          skipped {i + 1} of {len(titles.skipped)}: {path}: {why}")
+    shares = args.batch_size // args.share
+    report(f"batch     {args.batch_size} = {shares} x {args.share} paired together: k = {args.k}")
+    report(f"          snippets from each of {sampler.groups} titles, window {args.w}")
+    easy, hard, superhard = mean_negatives(sampler, train, args.share)
+    report(f"          {args.share} positives in a share; {easy:.1f} easy negatives,")
+    report(f"          {hard:.1f} hard ones, {superhard:.1f} super-hard ones")
+    report(f"          a loss of {args.margin**2 / 4:.3f} tells nothing apart")
+    kind = "super-hard" if args.superhard else "hard"
+    after = f"{args.hard_share:.0%} of the negatives {kind} after epoch {args.hard_after}"
+    report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs; {after}")
+    device = f"{world_size} x {processes.device.type} in {processes.precision}"
+    turns = f", {shares // world_size} shares in turn" if shares > world_size else ""
+    state = f"resumed after step {step}" if resumed else "new"
+    report(f"run       {args.out}, on {device}{turns}, {state}")
+
+
+def mean_negatives(sampler, train, share, batches=20):
+    """How many pairs of a share are (easy, hard, super-hard) negatives: means over minibatches."""
+    totals = torch.zeros(3)
+    shares = 0
+    for i in range(batches):
+        batch = sampler.batch(i * len(sampler) // batches)
+        for place in range(0, len(batch), share):
+            samples = batch[place : place + share]
+            title = torch.tensor([n for n, _, _ in samples])
+            begin = torch.tensor([train.begin(n, m) for n, m, _ in samples], dtype=torch.double)
+            kinds = kinds_of_negatives(title, begin, train.fmt.seconds)
+            totals += torch.tensor([pairs.sum() for pairs in kinds.values()])
+            shares += 1
+    return (totals / shares).tolist()
+
+
+# -------------------------------------------------------------------------------------------------
+# The run
+# -------------------------------------------------------------------------------------------------
+
+
+def main(args):
+    # Processes. Under torchrun each takes some shares of every batch; without it there is one.
+    processes = Processes(args.precision)
+    world_size = processes.world_size
+    check_args(args, world_size)
+    processes.start()
+    largest = largest_map(args.width, args.frames, args.crop, args.network)
+    processes.check_gpu(args.share, largest)
+    device = processes.device
+    torch.backends.cudnn.benchmark = True
+    run = Run(args.out, processes, {**vars(args), "processes": world_size}, MAY_CHANGE)
+
+    # Data: a grid finer than a snippet, so that some snippets of a title overlap.
+    fmt = Format.of(args)
+    titles = processes.on_rank_0(lambda: open_titles(args, fmt, processes.report))
+    train, held_out = titles.split(args.held_out, args.seed)
+    if args.title == "episode":
+        train = train.episodes()
+    sampler = make_sampler(args, train)
+    steps_per_epoch = len(sampler)
+    total_steps = args.epochs * steps_per_epoch
+    steps_to_measure = max(1, round(min(args.measure_every, args.epochs) * steps_per_epoch))
+
+    # Model and optimiser.
+    torch.manual_seed(args.seed)
+    networks = {"video": args.network, "audio": "audio_resnet18"}
+    model = AudioVisualModel(args.width, networks=networks).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=processes.on_gpu)
+    fronts = VideoFrontEnd().to(device), AudioFrontEnd(fmt).to(device)
+
+    # Resume after `start` steps, in which this much was done.
+    start, done = 0, dict(NOTHING_DONE)
+    resumed = run.checkpoint is not None
+    if resumed:
+        check_titles(run.checkpoint["progress"], train, args)
+        start, done = resume(run.checkpoint, model, optimizer)
+        fronts[1].restore(run.checkpoint["front_end"])
+        run.begin(run.read_log(start))
+        run.log_processes(start)
+        run.checkpoint = None
+    else:
+        measure_log_mel(fronts[1], train, processes)
+        run.begin()
+    report_start(args, titles, train, held_out, sampler, processes, resumed, start)
+    front_end = front_end_state(fmt, *fronts)
+    measure = partial(measure_held_out, run, held_out, model, fronts, args, processes)
+    save = partial(save_run, run, model, optimizer, front_end, sampler, train, args)
+    if not resumed:
+        measure(0)
+        save(0, done)
+    elif start % steps_to_measure == 0 and not run.has_logged(start, "sync_same"):
+        measure(start)  # A run that was told to stop saved first.
+    parallel = model
+    if world_size > 1:
+        parallel = DistributedDataParallel(
+            model, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    # The loop.
+    batches = read_shares(train, own_shares(sampler, start, args, processes), args, processes)
+    shares = args.batch_size // args.share
+    own = processes.own(shares)
+    skipped_in_a_row = 0
+    since_start = {"steps": 0, "seconds": 0.0, "waited": 0.0, "bad": 0}
+    progress = Progress(processes, start, total_steps)
+    with StopSignals() as signals:
+        for step in range(start, total_steps):
+            # Shares, one after another; their gradients add up.
+            tick = time.perf_counter()
+            epoch, step_of_epoch = divmod(step, steps_per_epoch)
+            hard_share = hard_share_of(epoch, args)
+            statistics = [buffer.clone() for buffer in model.buffers()]
+            loss, snippets, failures, waited = 0.0, 0, [], 0.0
+            optimizer.zero_grad()
+            for share in own:
+                batch, problems, seconds = next_batch(batches, partial(save, step, done))
+                snippets += len(batch["video"])
+                failures += problems
+                waited += seconds
+                update_statistics(model, share == 0)
+                with processes.accumulate(parallel, is_last=share == own[-1]):
+                    part = loss_of_share(batch, hard_share, fronts, parallel, args, processes)
+                    (part / len(own)).backward()
+                loss = loss + part.detach() / shares  # summed over the processes below
+            # Step, unless a loss or a gradient is not finite. The host waits for the device once.
+            norm = get_total_norm([weights.grad for weights in model.parameters()])
+            not_finite = ~(loss.isfinite() & norm.isfinite())
+            asked_to_stop = signals.received is not None
+            loss, norm, not_finite, snippets, replaced, stop = processes.sum_over_ranks(
+                loss, norm / world_size, not_finite, snippets, len(failures), asked_to_stop
+            )
+            lr = learning_rate(args, step, steps_per_epoch)
+            optimizer.param_groups[0]["lr"] = lr
+            if not_finite:
+                restore_statistics(model, statistics)
+                skipped_in_a_row += 1
+            else:
+                optimizer.step()
+                skipped_in_a_row = 0
+            # Log, measure and save.
+            count(done, not_finite, snippets, replaced)
+            if replaced:
+                run.log_failures(f"epoch {epoch + 1} step {step_of_epoch}", sum(failures, []))
+            seconds = time.perf_counter() - tick
+            also = {"hard_share": hard_share, "seconds": seconds, "waited": waited}
+            log_step(run, step, epoch, loss, norm, not_finite, lr, also, done)
+            count_step(since_start, seconds, waited, replaced)
+            progress.update(f"loss {loss:.3f}, {describe_rate(since_start, args)}")
+            is_last = step + 1 == total_steps
+            if is_last or ((step + 1) % steps_to_measure == 0 and not stop):
+                measure(step + 1)
+            end = reason_to_end(stop, skipped_in_a_row, signals, run, step + 1, total_steps)
+            if end is None and is_too_bad(since_start, args, steps_per_epoch):
+                end = unreadable(since_start, args, run)
+            ends_epoch = (step + 1) % steps_per_epoch == 0
+            if end or ends_epoch or run.save_is_due(args.save_minutes):
+                save(step + 1, done)
+            if end:
+                processes.wait()  # The first exit makes torchrun end all ranks.
+                raise end
+
+    progress.close()
+    report_totals(done, since_start, total_steps, args, processes)
+    run.finish({"arguments": run.settings, "done": done, **summarise(run.rows, MEASURED)})
+    processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
+    processes.end()
+
+
+if __name__ == "__main__":
+    with one_line_errors(
+        "python -m papers.avts",
+        interrupted="the same command resumes from the last checkpoint",
+        hints={
+            torch.OutOfMemoryError: "a --share is too large for the memory of this GPU; take a "
+            "smaller one, which --k has to divide"
+        },
+    ):
+        main(parse_args())
