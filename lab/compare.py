@@ -205,7 +205,7 @@ def merge_rows(file, found):
         added = len(rows) - len(there)
         if added > 0:
             write_rows(file, [rows[name] for name in sorted(rows)])
-    print(f"{printable(file)}: {added} added, now {len(rows)} runs")
+    print(f"{printable(file)}: {added} added, {len(rows)} in all")
 
 
 def write_rows(path, rows):
@@ -517,6 +517,7 @@ def first_of_each(tests, agreement):
 
 
 def results_of(tests):
+    """Sort the accuracies of these tests into `results`."""
     results = {}
     for test in tests:
         for task, accuracy in accuracies_of(test.row).items():

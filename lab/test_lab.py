@@ -356,11 +356,11 @@ def test_rows_are_added_to_a_file(tmp_path):
     b, c, a = [write_result(tmp_path / name, result) for name, result in results.items()]
     file = tmp_path / "new" / "rows.json"
     status, printed, errors = run_script("lab.compare", "--add", file, b)
-    assert (status, printed, errors) == (0, f"{file}: 1 added, now 1 runs\n", "")
+    assert (status, printed, errors) == (0, f"{file}: 1 added, 1 in all\n", "")
     kept = file.read_text()
     (b / "result.json").write_text(json.dumps({**results["b"], "accuracy": 0.1}))
     status, printed, errors = run_script("lab.compare", "--add", file, c, b, a)
-    assert (status, printed, errors) == (0, f"{file}: 2 added, now 3 runs\n", "")
+    assert (status, printed, errors) == (0, f"{file}: 2 added, 3 in all\n", "")
     assert list(rows_in(file)) == ["a", "b", "c"]
     lines = file.read_text().splitlines()
     assert len(lines) == 5 and lines[2].removesuffix(",") == kept.splitlines()[1]
