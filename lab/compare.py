@@ -473,7 +473,7 @@ def learning_curves(rows, groups):
     """
     tests = tests_of(rows, groups)
     inside = first_of_each([test for test in tests if test.is_inside], "label, task, seed and step")
-    final = [test for test in tests if not test.is_inside and test.step is not None]
+    final = [test for test in tests if not test.is_inside]
     points_of = {}  # {(task, data, seed, label): {step: accuracy}}
     run_of = {}  # {the same: the run that this curve is of}
     # Of two runs with one label and seed, `downstream` has the first that was tested at its end.

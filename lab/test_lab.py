@@ -296,25 +296,25 @@ def test_kept_checkpoints_are_a_learning_curve_and_few_shots_are_tasks(toy, tmp_
     results = {}
     for name, checkpoint, flags in (
         ("inside", "epoch1.pt", ["--probe", "--shots", 1, 2]),
-        ("probe", "checkpoint.pt", ["--probe", "--shots", 1, 2]),
+        ("end", "checkpoint.pt", ["--probe", "--shots", 1, 2]),
         ("tuned", "checkpoint.pt", ["--shots", 1]),
     ):
         flags += ["--ckpt", whole / checkpoint]
         results[name], _ = fine_tune(toy, tmp_path / name, "toy-sound", *flags)
-    for folders in (["inside", "probe"], ["tuned", "whole"]):
+    for folders in (["inside", "end"], ["tuned", "whole"]):
         paths = [tmp_path / name for name in folders]
         status, _, errors = run_script("lab.compare", "--add", rows, *paths)
         assert not status, errors
     steps = {name: row.get("pretraining_step") for name, row in rows_in(rows).items()}
-    assert steps == {"inside": 9, "probe": 18, "tuned": 18, "whole": None}
+    assert steps == {"end": 18, "inside": 9, "tuned": 18, "whole": None}
 
     status, printed, errors = run_script("lab.compare", rows, "--out", tmp_path / "out")
     assert not status, errors
     assert contrast(tmp_path / "out" / "toy-learning.png") > 10
     table = table_of(printed)
-    few = results["probe"]["accuracy_of_shots"]
+    few = results["end"]["accuracy_of_shots"]
     expected = {
-        "toy-sound, probe, split 1": results["probe"]["accuracy"],
+        "toy-sound, probe, split 1": results["end"]["accuracy"],
         "toy-sound, probe, 1 shot, split 1": few["1"],
         "toy-sound, probe, 2 shots, split 1": few["2"],
         "toy-sound, fine-tuned, 1 shot, split 1": results["tuned"]["accuracy"],
