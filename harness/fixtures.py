@@ -12,10 +12,12 @@ import contextlib
 import http.server
 import io
 import json
+import multiprocessing
 import os
 import runpy
 import shutil
-import subprocess
+import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -101,16 +103,85 @@ def refused(name, *argv):
     return lines[0].removeprefix(prefix)
 
 
+class Forked:
+    """A process that is forked from this one and calls work(): importing torch takes 2 s.
+
+    It has all that a test has changed until now. It leads a session of its own, and a `with` leaves
+    nothing of it.
+    """
+
+    def __init__(self, work, folder=".", **variables):
+        self.output = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")
+        fork = multiprocessing.get_context("fork")
+        self.process = fork.Process(target=self.begin, args=(work, folder, variables))
+        self.process.start()
+
+    def begin(self, work, folder, variables):
+        os.setsid()
+        os.chdir(folder)
+        os.environ.update(variables)
+        os.dup2(self.output.fileno(), 1)
+        os.dup2(self.errors.fileno(), 2)
+        sys.stdout, sys.stderr = (open(stream, "w", buffering=1) for stream in (1, 2))
+        work()
+
+    def end(self):
+        """Wait until it ends. Returns (exit status, standard output, standard error)."""
+        self.process.join(100)
+        printed = []
+        for file in (self.output, self.errors):
+            file.seek(0)
+            printed.append(file.read())
+        return self.process.exitcode, *printed
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.join()
+        self.output.close()
+        self.errors.close()
+
+
 def torchrun(script, *argv, options=()):
-    """Run a script in two gloo processes on this machine. options  torchrun's own."""
+    """Run a script in two gloo processes of torchrun on this machine; all are forked from this one.
+
+    options  torchrun's own
+
+    Returns what was printed.
+    """
+    import torch.distributed.run
+
+    command = ["--standalone", "--nproc_per_node=2", "--run-path", "--start-method=fork", *options]
+    command += [str(ROOT / script), *map(str, argv)]
     # Without this, restarted processes sometimes read the addresses of those before them.
-    variables = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [*options, str(ROOT / script), *map(str, argv)]
-    pipes = dict(capture_output=True, text=True, env=variables)
-    done = subprocess.run(command, **pipes, timeout=200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+    variables = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with Forked(lambda: torch.distributed.run.main(command), **variables) as agent:
+        status, printed, errors = agent.end()
+    assert status == 0, errors[-3000:]
+    return printed
+
+
+def on_two_nodes(work, folders):
+    """Call work() in two gloo processes, each as on a node of its own, in a folder of its own.
+
+    Returns what each has printed.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables |= {"WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    with contextlib.ExitStack() as stack:
+        nodes = [Forked(work, folder, RANK=str(i), **variables) for i, folder in enumerate(folders)]
+        for node in nodes:
+            stack.enter_context(node)
+        ends = [node.end() for node in nodes]
+    assert [status for status, _, _ in ends] == [0, 0], ends
+    return [printed for _, printed, _ in ends]
 
 
 # --------------------------------------------------------------------------------------------
