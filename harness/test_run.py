@@ -158,7 +158,7 @@ def test_each_share_has_the_key_of_its_place_and_the_first_updates_the_statistic
     monkeypatch.setattr(Processes, "check_gpu", lambda _, *sizes: checked.append(sizes))
     monkeypatch.setattr(pretrain, "loss_of_share", noted)
     pretrain_alone(toy, tmp_path / "run", "--seed", 3)
-    assert checked == [(8, models.largest_map(width=8, frames=8, crop=32))]
+    assert checked == [(8, models.largest_map(width=8, frames=8, crop=24))]
     assert keys == list(itertools.product([3], [0], range(9), range(2)))
     assert all(all(first) for first in moved[::2])
     assert not any(any(second) for second in moved[1::2])
