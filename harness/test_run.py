@@ -259,10 +259,12 @@ def fine_tune_here(toy, out, *more):
     finetune.main(finetune.parse_args(fine_tuning_flags(toy, out, "toy-sound", *more)))
 
 
-def test_fine_tuning_that_is_told_to_stop_resumes_within_its_epoch(toy, tmp_path, monkeypatch):
+def test_fine_tuning_that_is_told_to_stop_resumes_within_its_epoch(
+    toy, tmp_path, monkeypatch, capsys
+):
     whole, half = tmp_path / "whole", tmp_path / "half"
     flags = ["--share", 10, "--epochs", 3]
-    fine_tune(toy, whole, "toy-sound", *flags)
+    fine_tune_here(toy, whole, *flags)
     with monkeypatch.context() as patch:
         interrupt_after(5, signal.SIGTERM, patch, finetune)  # in the third step, the epoch's first
         with pytest.raises(Stopped, match="after step 3 of 6, which is saved"):
@@ -270,8 +272,8 @@ def test_fine_tuning_that_is_told_to_stop_resumes_within_its_epoch(toy, tmp_path
     state = torch.load(half / "last.pt", weights_only=True)
     state["args"]["processes"] = 2  # as if it had been so, which does not matter
     torch.save(state, half / "last.pt")
-    _, printed = fine_tune(toy, half, "toy-sound", *flags)
-    assert "resumed after epoch 1 and step 1" in printed
+    fine_tune_here(toy, half, *flags)
+    assert "resumed after epoch 1 and step 1" in capsys.readouterr().out
     resumed = torch.load(half / "split1.pt", weights_only=True)
     assert_equal(resumed, torch.load(whole / "split1.pt", weights_only=True))
     assert read_log(half) == read_log(whole)
