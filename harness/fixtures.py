@@ -39,6 +39,9 @@ import av
 import numpy as np
 import pytest
 import torch
+import torch.distributed.run
+
+from harness.files import end_with
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ["XDG_CACHE_HOME"])
@@ -124,6 +127,7 @@ class Forked:
         self.process.start()
 
     def begin(self, work, folder, variables):
+        end_with(os.getppid())
         os.setsid()
         os.chdir(folder)
         os.environ.update(variables)
@@ -134,7 +138,7 @@ class Forked:
 
     def end(self):
         """Wait until it ends. Returns (exit status, standard output, standard error)."""
-        self.process.join(100)
+        self.process.join(60)
         printed = []
         for file in (self.output, self.errors):
             file.seek(0)
@@ -147,6 +151,7 @@ class Forked:
     def __exit__(self, *_):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()  # if it has no session yet
         self.process.join()
         self.output.close()
         self.errors.close()
@@ -159,8 +164,6 @@ def torchrun(script, *argv, options=()):
 
     Returns what was printed.
     """
-    import torch.distributed.run
-
     command = ["--standalone", "--nproc_per_node=2", "--run-path", "--start-method=fork", *options]
     command += [str(ROOT / script), *map(str, argv)]
     # Without this, restarted processes sometimes read the addresses of those before them.
