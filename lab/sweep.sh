@@ -157,7 +157,8 @@ list_headline() {
   done
 }
 
-# list_others SEED: windows, scenes, colour jitter, temperatures, and fine-tuning, on films.
+# list_others SEED: windows, scenes, colour jitter, temperatures, twice the length, and fine-tuning,
+# on films.
 list_others() {
   local k w tau
   for k in 4 16 64; do
@@ -172,6 +173,9 @@ list_others() {
   echo "$1 films k1-jitter1 probe --k 1 --jitter 1"
   for tau in 0.07 0.3; do
     echo "$1 films k16-tau$tau probe --k 16 --tau $tau"
+  done
+  for k in 1 16; do
+    echo "$1 films k$k-long probe --k $k --epochs $((2 * EPOCHS))"
   done
   echo "$1 films k1 tune --k 1"
   echo "$1 films k16 tune --k 16"
