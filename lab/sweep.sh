@@ -23,7 +23,8 @@ export MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_MAX_=0
 
 export ROWS=lab/findings.json
 export EPOCHS=2
-export SETTINGS="--toy --workers 1 --keep --epochs $EPOCHS --width 8 --measure-every 0.25"
+export WIDTH=8
+export SETTINGS="--toy --workers 1 --keep --epochs $EPOCHS --width $WIDTH --measure-every 0.25"
 headline_seeds="11 12 13 14 15"
 other_seeds="11 12 13"
 only_headline=
@@ -129,6 +130,7 @@ do_job() {
   pretrain() {
     [ "$network" = untrained ] && return
     [ -e "runs/sweep/$name/result.json" ] && has_row "$name" && return
+    make_world "$world" "$seed"
     # shellcheck disable=SC2086  # A word of $SETTINGS is a flag.
     make_run "$name" python pretrain.py $SETTINGS --data "$films/films" --seed "$seed" "$@"
   }
@@ -137,7 +139,11 @@ do_job() {
     has_row "$name-$test" && continue
     make_world "$world" "$seed"
     pretrain "$@" || return 0
-    [ "$network" = untrained ] || flags+=" --ckpt runs/sweep/$name/$weights"
+    if [ "$network" = untrained ]; then
+      flags+=" --width $WIDTH"
+    else
+      flags+=" --ckpt runs/sweep/$name/$weights"
+    fi
     # shellcheck disable=SC2086  # A word of $flags is a flag.
     make_run "$name-$test" python finetune.py --task "toy-$task" --workers 1 \
       --data "$films/$task" --seed "$seed" $flags || true

@@ -372,7 +372,14 @@ def test_the_sweep_makes_each_run_once(swept):
     folder, calls = swept
     assert all(call.startswith("1 ") for call in calls)  # a thread each
     assert len(set(calls)) == len(calls)
-    assert sum(" -m media toy " in call for call in calls) == 3
+    worlds = []
+    for call in calls:
+        if " -m media toy " in call:
+            worlds.append(call.split()[4])
+        if " --data " in call:
+            data = call.split(" --data ")[1].split()[0]
+            assert str(Path(data).parent) in worlds  # rendered before it is read
+    assert sorted(worlds) == [f"datasets/sweep/{world}-11" for world in ("films", "shows", "tv")]
     pretrained, tested = made_by(calls, "pretrain.py"), made_by(calls, "finetune.py")
     assert len(pretrained) == 3 * 5 + 13
     # Probes of the end in two tasks, of untrained networks too; of epochs before the end; and
@@ -431,6 +438,8 @@ def row_of_call(call):
         done = {"snippets": steps * args["batch_size"], "skipped": 0}
         curves = {"kl_same_match": ([0, steps], [0, 1]), "gap": ([0, steps], [0, 1])}
         return {**run, "arguments": args, "final": measured, "curves": curves, "done": done}
+    # All networks have one width, that of pretraining.
+    assert args["width"] == (None if args["ckpt"] else 8)
     result = {"settings": args, "accuracy": 0.5, "accuracy_of_shots": {"1": 0.5}}
     if args["ckpt"]:
         end = epochs_of_the_sweep()
