@@ -16,6 +16,7 @@
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")/.."
+cores=$(nproc) # which counts threads where OMP_NUM_THREADS is set
 export OMP_NUM_THREADS=1
 # glibc would give each large tensor back to the kernel, and a training step would then spend a
 # quarter of its time on faulting 80,000 pages in again.
@@ -74,7 +75,8 @@ make_world() {
   # shellcheck disable=SC2086
   (
     flock 9
-    [ -e "$folder" ] || python -m media toy "$folder" --seed "$seed" $flags
+    [ -e "$folder" ] || python -m media toy "$folder" --seed "$seed" $flags > "$folder.log" 2>&1 ||
+      tail -n 1 "$folder.log"
   ) 9> "$folder.lock"
 }
 
@@ -205,5 +207,5 @@ if [ "$list" ]; then
 fi
 mkdir -p runs/sweep datasets/sweep
 export -f make_world has_row make_run list_tests do_job
-list_jobs | xargs -P "$(nproc)" -I{} bash -c "do_job {}"
+list_jobs | xargs -P "$cores" -I{} bash -c "do_job {}"
 python -m lab.findings "$ROWS"
