@@ -681,11 +681,12 @@ def cpu_name():
 
 
 def commit():
-    """The commit of this repository, "+changes" if files differ from it; None without git."""
+    """The commit of this repository, "+changes" if its code differs from it; None without git."""
     root = Path(__file__).parent.parent
     try:
         head = git(root, "rev-parse", "HEAD")
-        changes = git(root, "status", "--porcelain", "--untracked-files=no")
+        # Only code decides on a result. A sweep changes the file that keeps its rows.
+        changes = git(root, "status", "--porcelain", "--untracked-files=no", "--", "*.py")
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + "+changes" if changes else head

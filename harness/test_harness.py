@@ -24,6 +24,7 @@ import torch
 from matplotlib.figure import Figure
 
 import finetune
+import harness.run
 import pretrain
 from harness.curves import draw, summarise
 from harness.errors import BadInput, one_line_errors, printable
@@ -35,7 +36,7 @@ from harness.fixtures import (
     run_script,
     write_film,
 )
-from harness.run import Processes, Run, processor, versions
+from harness.run import Processes, Run, commit, processor, versions
 from media.collection import read_collection
 from media.format import Format
 
@@ -269,6 +270,28 @@ def test_the_result_names_the_versions_and_the_commit(run, monkeypatch):
     assert found["processor"] == processor()
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert found.keys() == versions().keys() and versions()["threads"] == 7
+
+
+def test_the_commit_tells_whether_the_code_is_that_of_the_commit(tmp_path, monkeypatch):
+    def git(*command):
+        as_somebody = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *as_somebody, *command], check=True)
+
+    monkeypatch.setattr(harness.run, "__file__", str(tmp_path / "harness" / "run.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit() is None
+    for name in ("code.py", "rows.json"):
+        (tmp_path / name).write_text("1")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "both")
+    head = commit()
+    assert len(head) == 40
+    (tmp_path / "rows.json").write_text("2")
+    (tmp_path / "untracked.py").write_text("2")
+    assert commit() == head
+    (tmp_path / "code.py").write_text("2")
+    assert commit() == f"{head}+changes"
 
 
 def test_a_processor_is_named_with_what_decides_on_its_sums(monkeypatch):

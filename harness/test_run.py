@@ -10,7 +10,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import types
@@ -22,8 +21,10 @@ import torch
 
 import data
 import finetune
+import harness.curves
 import harness.files
 import harness.run
+import loss
 import models
 import pretrain
 from data import AudioFrontEnd, VideoFrontEnd
@@ -34,6 +35,7 @@ from harness.fixtures import (
     fine_tune,
     fine_tuning_flags,
     load_checkpoint,
+    on_two_nodes,
     pretraining_flags,
     read_log,
     refused,
@@ -55,14 +57,19 @@ NETWORKS = ("video", "audio", "video_head", "audio_head")  # entries of a checkp
 TRAINED = (*NETWORKS, "optimizer", "progress")
 
 
-def no_picture(rows, args, path):
-    path.write_bytes(b"")
-
-
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
     """Drawing takes longer than the nine steps of a run."""
-    monkeypatch.setattr(pretrain, "draw_run", no_picture)
+
+    def draw(path, *inputs, **named):
+        path.write_bytes(b"")
+
+    def draw_confusion(counts, names, title, path):
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(pretrain, "draw", draw)
+    monkeypatch.setattr(harness.curves, "draw", draw)  # for pretrain.py as a command
+    monkeypatch.setattr(finetune, "draw_confusion", draw_confusion)
 
 
 def flags_of(toy, out, *more):
@@ -75,9 +82,9 @@ def pretrain_alone(toy, out, *more):
 
 @pytest.fixture(scope="module")
 def whole(toy, tmp_path_factory):
-    """A run of one process, which takes both shares of a step in turn."""
+    """A run of one process, which takes both shares of a step in turn, and keeps its epoch."""
     out = tmp_path_factory.mktemp("run") / "whole"
-    pretrain_alone(toy, out)
+    pretrain_alone(toy, out, "--keep")
     return out
 
 
@@ -154,7 +161,7 @@ def test_each_share_has_the_key_of_its_place_and_the_first_updates_the_statistic
     monkeypatch.setattr(Processes, "check_gpu", lambda _, *sizes: checked.append(sizes))
     monkeypatch.setattr(pretrain, "loss_of_share", noted)
     pretrain_alone(toy, tmp_path / "run", "--seed", 3)
-    assert checked == [(8, models.largest_map(width=8, frames=8, crop=32))]
+    assert checked == [(8, models.largest_map(width=8, frames=8, crop=24))]
     assert keys == list(itertools.product([3], [0], range(9), range(2)))
     assert all(all(first) for first in moved[::2])
     assert not any(any(second) for second in moved[1::2])
@@ -193,9 +200,9 @@ def test_a_run_that_is_told_to_stop_saves_the_step_and_resumes(toy, whole, tmp_p
 
 
 def test_the_command_that_is_stopped_says_so_in_a_line(toy, tmp_path):
-    """From outside, as a terminal and Slurm stop the real script and its reading processes."""
+    """From outside, as a terminal and Slurm stop the real script and its reading process."""
     out = tmp_path / "run"
-    flags = flags_of(toy, out, "--epochs", 9, "--workers", 2)
+    flags = flags_of(toy, out, "--epochs", 9, "--workers", 1)
     command = [sys.executable, ROOT / "pretrain.py", *flags]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with subprocess.Popen(list(map(str, command)), **pipes, start_new_session=True) as process:
@@ -255,10 +262,12 @@ def fine_tune_here(toy, out, *more):
     finetune.main(finetune.parse_args(fine_tuning_flags(toy, out, "toy-sound", *more)))
 
 
-def test_fine_tuning_that_is_told_to_stop_resumes_within_its_epoch(toy, tmp_path, monkeypatch):
+def test_fine_tuning_that_is_told_to_stop_resumes_within_its_epoch(
+    toy, tmp_path, monkeypatch, capsys
+):
     whole, half = tmp_path / "whole", tmp_path / "half"
     flags = ["--share", 10, "--epochs", 3]
-    fine_tune(toy, whole, "toy-sound", *flags)
+    fine_tune_here(toy, whole, *flags)
     with monkeypatch.context() as patch:
         interrupt_after(5, signal.SIGTERM, patch, finetune)  # in the third step, the epoch's first
         with pytest.raises(Stopped, match="after step 3 of 6, which is saved"):
@@ -266,8 +275,8 @@ def test_fine_tuning_that_is_told_to_stop_resumes_within_its_epoch(toy, tmp_path
     state = torch.load(half / "last.pt", weights_only=True)
     state["args"]["processes"] = 2  # as if it had been so, which does not matter
     torch.save(state, half / "last.pt")
-    _, printed = fine_tune(toy, half, "toy-sound", *flags)
-    assert "resumed after epoch 1 and step 1" in printed
+    fine_tune_here(toy, half, *flags)
+    assert "resumed after epoch 1 and step 1" in capsys.readouterr().out
     resumed = torch.load(half / "split1.pt", weights_only=True)
     assert_equal(resumed, torch.load(whole / "split1.pt", weights_only=True))
     assert read_log(half) == read_log(whole)
@@ -314,52 +323,46 @@ def test_a_checkpoint_of_a_gpu_resumes_on_a_cpu(toy, whole, tmp_path, monkeypatc
     assert_equal(load_checkpoint(out)["video"], load_checkpoint(whole)["video"])
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {root!r})
-import pretrain
-
-first_life = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-calls, loss_of_share = [], pretrain.loss_of_share
-
-def killed(*inputs):
-    calls.append(None)
-    if first_life and os.environ["RANK"] == "1" and len(calls) == {step}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return loss_of_share(*inputs)
-
-pretrain.loss_of_share = killed
-pretrain.draw_run = lambda rows, args, path: path.write_bytes(b"")
-pretrain.main(pretrain.parse_args(sys.argv[1:]))
-"""
-
-
-def test_a_killed_process_brings_all_back_to_the_last_checkpoint(toy, whole, tmp_path):
+def test_a_killed_process_brings_all_back_to_the_last_checkpoint(toy, whole, tmp_path, monkeypatch):
     """At a random step, under `torchrun --max-restarts`."""
     step = int(np.random.default_rng().integers(2, 10))
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED.format(root=str(ROOT), step=step))
+    calls, nce_loss = itertools.count(1), loss.nce_loss
+
+    def killed(*inputs):
+        first_life = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if next(calls) == step and first_life and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return nce_loss(*inputs)
+
+    monkeypatch.setattr(loss, "nce_loss", killed)
     flags = flags_of(toy, tmp_path / "run", "--save-minutes", 0)
-    done = torchrun(script, *flags, options=["--max-restarts=1"])
-    assert f"resumed after step {step - 1}" in done.stdout and "warning" not in done.stdout
+    printed = torchrun("pretrain.py", *flags, options=["--max-restarts=1"])
+    assert f"resumed after step {step - 1}" in printed and "warning" not in printed
     assert read_log(tmp_path / "run") == pytest.approx(read_log(whole), rel=1e-3)
     assert_nearly_equal(load_checkpoint(tmp_path / "run"), load_checkpoint(whole))
 
 
 def test_all_reading_processes_obey_their_parent_only(toy, tmp_path, monkeypatch):
     """Those of a measurement, too, and those of fine-tuning."""
-    for module, start in ((data, pretrain_alone), (finetune, fine_tune_here)):
-        told, loader = [], module.DataLoader
+    scripts = ((pretrain, data, pretrain_alone), (finetune, finetune, fine_tune_here))
+    for script, reader, start in scripts:
+        told, loader = [], reader.DataLoader
 
         def noted(*inputs, worker_init_fn=None, told=told, loader=loader, **options):
             told.append((options.get("batch_sampler") is not None, worker_init_fn))
             return loader(*inputs, worker_init_fn=worker_init_fn, **options)
 
-        monkeypatch.setattr(module, "DataLoader", noted)
-        start(toy, tmp_path / module.__name__)
+        def stop(*inputs):
+            raise Stopped
+
+        monkeypatch.setattr(reader, "DataLoader", noted)
+        monkeypatch.setattr(script, "loss_of_share", stop)
+        with pytest.raises(Stopped):
+            start(toy, tmp_path / script.__name__)
         assert (True, obey_parent_only) in told
-        if module is data:  # Pretraining: what is trained on, and what is measured, some times.
-            assert len(told) > 2 and set(told) == {(True, obey_parent_only)}
+        assert {init for _, init in told} == {obey_parent_only}
+        if script is pretrain:  # a measurement before the first step, and the step
+            assert len(told) == 2
 
 
 def test_gradients_are_averaged_with_the_last_share_only():
@@ -443,18 +446,14 @@ def new_run(out):
     return Run(out, processes, settings={})
 
 
-def test_keep_keeps_the_weights_of_each_epoch(toy, tmp_path):
-    out = tmp_path / "run"
-    pretrain_alone(toy, out, "--keep")
-    [path] = out.glob("epoch*.pt")
+def test_keep_keeps_the_weights_of_each_epoch(toy, whole, tmp_path):
+    [path] = whole.glob("epoch*.pt")
     first = torch.load(path, weights_only=True)
     assert path.name == "epoch1.pt"
     assert "optimizer" not in first and first["progress"]["step"] == 9
     for name in NETWORKS:
-        assert_equal(first[name], load_checkpoint(out)[name])
-    result, printed = fine_tune(
-        toy, tmp_path / "tuned", "toy-sound", "--ckpt", out / "epoch1.pt", "--probe"
-    )
+        assert_equal(first[name], load_checkpoint(whole)[name])
+    _, printed = fine_tune(toy, tmp_path / "tuned", "toy-sound", "--ckpt", path, "--probe")
     assert "(epoch 1, step 9, k 4)" in printed
 
 
@@ -462,94 +461,89 @@ def test_keep_keeps_the_weights_of_each_epoch(toy, tmp_path):
 # Several nodes
 # --------------------------------------------------------------------------------------------
 
-NODE = """
-import sys
-sys.path.insert(0, {root!r})
-import torch
-import pretrain
-from harness.errors import Stopped
 
-class Noted(pretrain.AudioVisualModel):
-    def __init__(self, width):
-        super().__init__(width)
-        made.append(self)
-
-made, pretrain.AudioVisualModel = [], Noted
-pretrain.draw_run = lambda rows, args, path: path.write_bytes(b"")
-try:
-    pretrain.main(pretrain.parse_args(sys.argv[1:]))
-except Stopped as stop:
-    print(stop)
-torch.save([p.detach() for p in made[0].parameters()], "weights.pt")
-"""
+def is_rank_1():
+    return os.environ["RANK"] == "1"
 
 
-def start_node(rank, port, script, folder, flags):
-    """Start one of two processes as on a node of its own, in a folder of its own."""
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    variables |= {"RANK": str(rank), "LOCAL_RANK": "0"}
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    command = [sys.executable, str(script), *flags]
-    return subprocess.Popen(command, cwd=folder, env=os.environ | variables, **pipes)
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+def make_nodes(folder):
+    """The folders of two nodes, of which the second can have no folder `runs`."""
+    nodes = [folder / "node0", folder / "node1"]
+    for node in nodes:
+        node.mkdir()
+    (nodes[1] / "runs").write_text("a file, so that no folder can be made here")
+    return nodes
 
 
 def test_a_node_without_the_folder_of_the_run_takes_what_rank_0_has(
     toy, whole, tmp_path, monkeypatch
 ):
-    """Rank 1 has no checkpoint to resume from, and cannot write; and it is told to stop."""
-    nodes = [tmp_path / "node0", tmp_path / "node1"]
-    for node in nodes:
-        node.mkdir()
+    """Rank 1 has no checkpoint to resume from, and cannot write; and it alone is told to stop."""
+    nodes = make_nodes(tmp_path)
     monkeypatch.chdir(nodes[0])
     with monkeypatch.context() as patch:
-        interrupt_after(4, signal.SIGTERM, patch)
+        interrupt_after(4, signal.SIGTERM, patch)  # in the second step
         with pytest.raises(Stopped):
             pretrain_alone(toy, Path("runs/x"))
     harness.files.LOCKS.pop().close()  # so that another process may have the folder
-    (nodes[1] / "runs").write_text("a file, so that no folder can be made here")
-    script = tmp_path / "node.py"
-    script.write_text(NODE.format(root=str(ROOT)))
-    port = free_port()
-    flags = flags_of(toy, "runs/x")
-    processes = [start_node(rank, port, script, nodes[rank], flags) for rank in range(2)]
-    wait_for_steps(Path("runs/x"), 4)
-    processes[1].send_signal(signal.SIGTERM)
-    ends = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ends
-    assert "resumed on 2 processes; there were 1 before" in ends[0][0]
+    made = []
+
+    class Noted(models.AudioVisualModel):
+        def __init__(self, width):
+            super().__init__(width)
+            made.append(self)
+
+    def two_steps():
+        monkeypatch.setattr(pretrain, "AudioVisualModel", Noted)
+        if is_rank_1():
+            interrupt_after(2, signal.SIGTERM, monkeypatch)
+        with pytest.raises(Stopped) as stop:
+            pretrain_alone(toy, Path("runs/x"))
+        print(stop.value)
+        torch.save([weights.detach() for weights in made[0].parameters()], "weights.pt")
+
+    printed = on_two_nodes(two_steps, nodes)
+    assert "resumed on 2 processes; there were 1 before" in printed[0]
+    assert "stopped by a signal to another process, after step 4 of 9" in printed[0]
+    assert "stopped by SIGTERM, after step 4 of 9" in printed[1]
     weights = [torch.load(node / "weights.pt", weights_only=True) for node in nodes]
     assert_equal(weights[0], weights[1])
     assert sorted(path.name for path in nodes[1].iterdir()) == ["runs", "weights.pt"]
     pretrain_alone(toy, Path("runs/x"))  # on one process again
     rows = [json.loads(line) for line in Path("runs/x/log.jsonl").read_text().splitlines()]
     changes = [(row["processes_before"], row["processes"]) for row in rows if "processes" in row]
-    assert changes[0] == (1, 2)
+    assert changes == [(1, 2), (2, 1)]
     assert read_log("runs/x") == pytest.approx(read_log(whole), rel=1e-3)
     assert_nearly_equal(load_checkpoint("runs/x"), load_checkpoint(whole))
 
 
 def test_fine_tuning_on_two_nodes_is_that_on_one_process(toy, tmp_path, monkeypatch):
-    """The same weights and statistics, share by share; rank 1 cannot write."""
+    """The same weights and statistics, share by share; rank 1 cannot write.
+
+    It alone is told to stop, in the first step, and all of them resume.
+    """
     flags = "--width 8 --epochs 1 --warmup 0 --batch-size 20 --share 5 --out runs/x --workers 0"
     argv = ["--task", "toy-sound", "--data", str(toy / "sound"), *flags.split()]
-    alone, *nodes = (tmp_path / name for name in ("alone", "node0", "node1"))
-    for folder in (alone, *nodes):
-        folder.mkdir()
-    (nodes[1] / "runs").write_text("a file, so that no folder can be made here")
-    port = free_port()
-    script = ROOT / "finetune.py"
-    processes = [start_node(rank, port, script, nodes[rank], argv) for rank in range(2)]
-    monkeypatch.chdir(alone)
-    finetune.main(finetune.parse_args(argv))
-    ends = [process.communicate(timeout=100) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], ends
-    results = [folder / "runs" / "x" for folder in (alone, nodes[0])]
+
+    def tune():
+        finetune.main(finetune.parse_args(argv))
+
+    def tune_until_told_to_stop():
+        if is_rank_1():
+            interrupt_after(2, signal.SIGTERM, monkeypatch, finetune)
+        with pytest.raises(Stopped) as stop:
+            tune()
+        print(stop.value)
+
+    nodes = make_nodes(tmp_path)
+    printed = on_two_nodes(tune_until_told_to_stop, nodes)
+    assert "stopped by a signal to another process, after step 1 of 2" in printed[0]
+    assert "stopped by SIGTERM, after step 1 of 2" in printed[1]
+    printed = on_two_nodes(tune, nodes)
+    assert "resumed after epoch 0 and step 1" in printed[0]
+    monkeypatch.chdir(tmp_path)
+    tune()
+    results = [folder / "runs" / "x" for folder in (tmp_path, nodes[0])]
     for out in results:
         result = json.loads((out / "result.json").read_text())
         assert result["tests_of_split"] == {"1": 20} and len(result["accuracy_of_split"]) == 1

@@ -205,7 +205,7 @@ def merge_rows(file, found):
         added = len(rows) - len(there)
         if added > 0:
             write_rows(file, [rows[name] for name in sorted(rows)])
-    print(f"{printable(file)}: {added} added, now {len(rows)} runs")
+    print(f"{printable(file)}: {added} added, {len(rows)} in all")
 
 
 def write_rows(path, rows):
@@ -473,7 +473,7 @@ def learning_curves(rows, groups):
     """
     tests = tests_of(rows, groups)
     inside = first_of_each([test for test in tests if test.is_inside], "label, task, seed and step")
-    final = [test for test in tests if not test.is_inside and test.step is not None]
+    final = [test for test in tests if not test.is_inside]
     points_of = {}  # {(task, data, seed, label): {step: accuracy}}
     run_of = {}  # {the same: the run that this curve is of}
     # Of two runs with one label and seed, `downstream` has the first that was tested at its end.
@@ -517,6 +517,7 @@ def first_of_each(tests, agreement):
 
 
 def results_of(tests):
+    """Sort the accuracies of these tests into `results`."""
     results = {}
     for test in tests:
         for task, accuracy in accuracies_of(test.row).items():

@@ -30,10 +30,11 @@ WORLDS = ("films", "tv", "shows")
 
 # Names of figures. Those of discrepancies are sizes: their signs do not count.
 DISCREPANCIES = ("kl_same_other", "gap")
-# {name of an accuracy: the task whose accuracy it is}
+# {name of an accuracy: the task whose accuracy it is}. With one labelled clip of each class a probe
+# is far from its ceiling, which with all of them every pretraining reaches in time.
 PROBED = {
-    "action": "toy-action, probe, 5 shots, split all",
-    "sound": "toy-sound, probe, 5 shots, split all",
+    "action": "toy-action, probe, 1 shot, split all",
+    "sound": "toy-sound, probe, 1 shot, split all",
 }
 TUNED = {
     "action tuned": "toy-action, fine-tuned, 5 shots, split 1",
@@ -148,11 +149,11 @@ def several_snippets_learn_sooner():
 
 
 def several_snippets_learn_more():
-    """Table 1 upon convergence: at the end k = 16 is ahead of k = 1, in each world."""
+    """Table 1: at the end k = 16 is ahead of k = 1; on films at twice the length, too."""
     comparisons = []
     for world in WORLDS:
         comparisons += ascending(PROBED, "k = 1", "k = 16", world=world)
-    return comparisons
+    return comparisons + ascending(PROBED, "k = 1, epochs = 4", "k = 16, epochs = 4")
 
 
 def several_snippets_tell_moments_apart():

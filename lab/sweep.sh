@@ -16,6 +16,7 @@
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")/.."
+cores=$(nproc) # which counts threads where OMP_NUM_THREADS is set
 export OMP_NUM_THREADS=1
 # glibc would give each large tensor back to the kernel, and a training step would then spend a
 # quarter of its time on faulting 80,000 pages in again.
@@ -23,7 +24,8 @@ export MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_MAX_=0
 
 export ROWS=lab/findings.json
 export EPOCHS=2
-export SETTINGS="--toy --workers 1 --keep --epochs $EPOCHS --width 8 --measure-every 0.25"
+export WIDTH=8
+export SETTINGS="--toy --workers 1 --keep --epochs $EPOCHS --width $WIDTH --measure-every 0.25"
 headline_seeds="11 12 13 14 15"
 other_seeds="11 12 13"
 only_headline=
@@ -73,7 +75,8 @@ make_world() {
   # shellcheck disable=SC2086
   (
     flock 9
-    [ -e "$folder" ] || python -m media toy "$folder" --seed "$seed" $flags
+    [ -e "$folder" ] || python -m media toy "$folder" --seed "$seed" $flags > "$folder.log" 2>&1 ||
+      tail -n 1 "$folder.log"
   ) 9> "$folder.lock"
 }
 
@@ -129,6 +132,7 @@ do_job() {
   pretrain() {
     [ "$network" = untrained ] && return
     [ -e "runs/sweep/$name/result.json" ] && has_row "$name" && return
+    make_world "$world" "$seed"
     # shellcheck disable=SC2086  # A word of $SETTINGS is a flag.
     make_run "$name" python pretrain.py $SETTINGS --data "$films/films" --seed "$seed" "$@"
   }
@@ -137,7 +141,11 @@ do_job() {
     has_row "$name-$test" && continue
     make_world "$world" "$seed"
     pretrain "$@" || return 0
-    [ "$network" = untrained ] || flags+=" --ckpt runs/sweep/$name/$weights"
+    if [ "$network" = untrained ]; then
+      flags+=" --width $WIDTH"
+    else
+      flags+=" --ckpt runs/sweep/$name/$weights"
+    fi
     # shellcheck disable=SC2086  # A word of $flags is a flag.
     make_run "$name-$test" python finetune.py --task "toy-$task" --workers 1 \
       --data "$films/$task" --seed "$seed" $flags || true
@@ -157,7 +165,8 @@ list_headline() {
   done
 }
 
-# list_others SEED: windows, scenes, colour jitter, temperatures, and fine-tuning, on films.
+# list_others SEED: windows, scenes, colour jitter, temperatures, twice the length, and fine-tuning,
+# on films.
 list_others() {
   local k w tau
   for k in 4 16 64; do
@@ -172,6 +181,9 @@ list_others() {
   echo "$1 films k1-jitter1 probe --k 1 --jitter 1"
   for tau in 0.07 0.3; do
     echo "$1 films k16-tau$tau probe --k 16 --tau $tau"
+  done
+  for k in 1 16; do
+    echo "$1 films k$k-long probe --k $k --epochs $((2 * EPOCHS))"
   done
   echo "$1 films k1 tune --k 1"
   echo "$1 films k16 tune --k 16"
@@ -195,5 +207,5 @@ if [ "$list" ]; then
 fi
 mkdir -p runs/sweep datasets/sweep
 export -f make_world has_row make_run list_tests do_job
-list_jobs | xargs -P "$(nproc)" -I{} bash -c "do_job {}"
+list_jobs | xargs -P "$cores" -I{} bash -c "do_job {}"
 python -m lab.findings "$ROWS"

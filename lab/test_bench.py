@@ -5,6 +5,7 @@ import itertools
 import os
 import tempfile
 import types
+from functools import partial
 
 import av
 import pytest
@@ -21,8 +22,8 @@ from models import AudioVisualModel, BatchNorm3d, R2Plus1D18, SpatialConv, Tempo
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda")  # Its name only: tests use no GPU.
-SMALL = Format(short_side=40, crop=32)
-SMALL_STEP = "--width 8 --short-side 40 --crop 32 --steps 2".split()
+SMALL = Format(short_side=20, crop=16)
+SMALL_STEP = "--width 8 --short-side 20 --crop 16 --steps 2".split()
 
 
 def cells_of(line):
@@ -41,6 +42,12 @@ def settings_of_cudnn():
     tf32, benchmark = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     yield
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = tf32, benchmark
+
+
+@pytest.fixture(autouse=True)
+def short_films(monkeypatch):
+    """The snippets that a few steps draw from can be few."""
+    monkeypatch.setattr(bench, "write_film", partial(bench.write_film, snippets=4))
 
 
 def small_batch(share=2):
@@ -334,7 +341,7 @@ def test_films_are_read_and_removed(tmp_path, monkeypatch):
     assert os.environ["XDG_CACHE_HOME"] == str(tmp_path / "cache of the user")
     assert len(read) == 3
     for batch in read:
-        assert batch["video"].shape == (4, 3, 16, 32, 32) and batch["video"].dtype == torch.uint8
+        assert batch["video"].shape == (4, 3, 16, 16, 16) and batch["video"].dtype == torch.uint8
         assert batch["waveform"].shape == (4, 153600)
         assert batch["failures"] == [[]] * 4
         assert len(set(batch["title"].tolist())) == 1  # k = 4, since a batch has no 16

@@ -292,25 +292,25 @@ def test_kept_checkpoints_are_a_learning_curve_and_few_shots_are_tasks(toy, tmp_
     results = {}
     for name, checkpoint, flags in (
         ("inside", "epoch1.pt", ["--probe", "--shots", 1, 2]),
-        ("probe", "checkpoint.pt", ["--probe", "--shots", 1, 2]),
+        ("end", "checkpoint.pt", ["--probe", "--shots", 1, 2]),
         ("tuned", "checkpoint.pt", ["--shots", 1]),
     ):
         flags += ["--ckpt", whole / checkpoint]
         results[name], _ = fine_tune(toy, tmp_path / name, "toy-sound", *flags)
-    for folders in (["inside", "probe"], ["tuned", "whole"]):
+    for folders in (["inside", "end"], ["tuned", "whole"]):
         paths = [tmp_path / name for name in folders]
         status, _, errors = run_script("lab.compare", "--add", rows, *paths)
         assert not status, errors
     steps = {name: row.get("pretraining_step") for name, row in rows_in(rows).items()}
-    assert steps == {"inside": 9, "probe": 18, "tuned": 18, "whole": None}
+    assert steps == {"end": 18, "inside": 9, "tuned": 18, "whole": None}
 
     status, printed, errors = run_script("lab.compare", rows, "--out", tmp_path / "out")
     assert not status, errors
     assert contrast(tmp_path / "out" / "toy-learning.png") > 10
     table = table_of(printed)
-    few = results["probe"]["accuracy_of_shots"]
+    few = results["end"]["accuracy_of_shots"]
     expected = {
-        "toy-sound, probe, split 1": results["probe"]["accuracy"],
+        "toy-sound, probe, split 1": results["end"]["accuracy"],
         "toy-sound, probe, 1 shot, split 1": few["1"],
         "toy-sound, probe, 2 shots, split 1": few["2"],
         "toy-sound, fine-tuned, 1 shot, split 1": results["tuned"]["accuracy"],
@@ -352,11 +352,11 @@ def test_rows_are_added_to_a_file(tmp_path):
     b, c, a = [write_result(tmp_path / name, result) for name, result in results.items()]
     file = tmp_path / "new" / "rows.json"
     status, printed, errors = run_script("lab.compare", "--add", file, b)
-    assert (status, printed, errors) == (0, f"{file}: 1 added, now 1 runs\n", "")
+    assert (status, printed, errors) == (0, f"{file}: 1 added, 1 in all\n", "")
     kept = file.read_text()
     (b / "result.json").write_text(json.dumps({**results["b"], "accuracy": 0.1}))
     status, printed, errors = run_script("lab.compare", "--add", file, c, b, a)
-    assert (status, printed, errors) == (0, f"{file}: 2 added, now 3 runs\n", "")
+    assert (status, printed, errors) == (0, f"{file}: 2 added, 3 in all\n", "")
     assert list(rows_in(file)) == ["a", "b", "c"]
     lines = file.read_text().splitlines()
     assert len(lines) == 5 and lines[2].removesuffix(",") == kept.splitlines()[1]
@@ -1041,7 +1041,7 @@ def test_the_tables_in_the_notebook_are_what_the_comparison_prints(tmp_path, cap
 
 def test_the_pictures_in_the_notebook_are_there():
     pictures = re.findall(r"\]\(([\w-]+\.png)\)", NOTEBOOK)
-    assert len(pictures) == 5
+    assert len(pictures) == 7
     assert all((LAB / picture).exists() for picture in pictures)
 
 

@@ -307,12 +307,11 @@ def check_args(args, world_size):
         ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
         ("held_out", 0 <= args.held_out < 1, "from 0 to below 1"),
     ]
-    for name in ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels", "stride"):
-        rules.append((name, getattr(args, name) > 0, "above 0"))
-    for name in ("held_out_snippets", "measure_every"):
-        rules.append((name, getattr(args, name) > 0, "above 0"))
     for name in ("warmup", "seed", "workers", "max_bad", "save_minutes"):
         rules.append((name, getattr(args, name) >= 0, "0 or more"))
+    positive = ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels", "stride")
+    positive += ("held_out_snippets", "measure_every")
+    rules = [(name, getattr(args, name) > 0, "above 0") for name in positive] + rules
     for name, holds, rule in rules:
         if not holds:
             raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {rule}")
