@@ -626,7 +626,10 @@ class LabeledVideos(Labeled):
 
 
 class ESC50(Labeled):
-    """ESC-50: waveform float (S,) to train on, (clips, S) to test; silence past a file's end."""
+    """ESC-50, DCASE2014: waveform float (S,) to train on, (clips, S) to test.
+
+    Past a file's end there is silence.
+    """
 
     kind = "audio"
 

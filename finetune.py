@@ -42,7 +42,7 @@ from harness.run import (
     reason_to_end,
 )
 from media.format import ORDER, SHOTS, Format, rng_of
-from media.labels import LAYOUTS
+from media.labels import LAYOUTS, SOUNDS
 from models import (
     NETWORKS,
     AudioVisualModel,
@@ -219,16 +219,30 @@ def add_clip_flags(add):
 
 def run_name(args, parser):
     """The task, the checkpoint, and every flag that makes it another run."""
-    name = f"{args.task}-scratch"
-    if args.ckpt:
-        checkpoint = Path(args.ckpt).resolve()
-        name = f"{args.task}-{checkpoint.parent.name}"
-        if checkpoint.stem != "checkpoint":
-            name += f"-{checkpoint.stem}"  # epoch2.pt, of pretrain.py --keep
+    name = f"{args.task}-{name_of_weights(args.ckpt)}"
     if args.probe:
         name += "-probe"
+    return name + names_of_flags(args, parser, named=("task", "ckpt", "probe"))
+
+
+def name_of_weights(ckpt):
+    """The checkpoint's folder and file, or scratch."""
+    if not ckpt:
+        return "scratch"
+    checkpoint = Path(ckpt).resolve()
+    if checkpoint.stem == "checkpoint":
+        return checkpoint.parent.name
+    return f"{checkpoint.parent.name}-{checkpoint.stem}"  # epoch2.pt, of pretrain.py --keep
+
+
+def names_of_flags(args, parser, named):
+    """The flags that are not at their defaults: -seed1-width32.
+
+    named  those that the run's name has already
+    """
+    name = ""
     for flag, value in vars(args).items():
-        if flag in ("task", "ckpt", "probe", *MAY_CHANGE) or value == parser.get_default(flag):
+        if flag in (*named, *MAY_CHANGE) or value == parser.get_default(flag):
             continue
         if flag == "data":
             value = f"-{Path(value).resolve().name}"
@@ -275,6 +289,11 @@ def check_args(args, task, world_size):
         ("seed", args.seed >= 0, "0 or more"),
         ("workers", args.workers >= 0, "0 or more"),
     ]
+    check_rules(args, rules)
+
+
+def check_rules(args, rules):
+    """Raise BadInput for the first flag whose rule does not hold: (its name, whether, the rule)."""
     for name, holds, rule in rules:
         if not holds:
             raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {rule}")
@@ -299,7 +318,7 @@ class Source:
     """
 
     def __init__(self, args, task):
-        self.backbone = "audio" if task["layout"] == "esc50" else "video"
+        self.backbone = "audio" if task["layout"] in SOUNDS else "video"
         self.standardise = self.backbone == "audio" and not args.ckpt
         self.epoch, self.step = None, None
         if args.ckpt:
@@ -393,7 +412,7 @@ def set_sizes(args, task, front_end):
 
 
 def make_set(items, fmt, args, task):
-    if task["layout"] == "esc50":
+    if task["layout"] in SOUNDS:
         return ESC50(items, fmt, args.clips)
     return LabeledVideos(items, fmt, args.clips, scale=args.scale)
 
@@ -428,13 +447,7 @@ def read_splits(args, task, fmt):
         splits = range(1, task["splits"] + 1)
     sets = {}
     for split in map(int, splits):
-        read = LAYOUTS[task["layout"]]
-        train, names = read(args.data, split, True)
-        test, _ = read(args.data, split, False)
-        if not test:
-            raise BadInput(
-                f"--data {args.data}: its lists name no file to test; fetch the whole set"
-            )
+        train, test, names = read_lists(args.data, task["layout"], split)
         if len(train) < args.batch_size and not args.probe:
             raise BadInput(
                 f"--batch-size {args.batch_size}: {args.data} has only {len(train)} files to train "
@@ -448,6 +461,15 @@ def read_splits(args, task, fmt):
                 train = list(itertools.islice(itertools.cycle(drawn), len(train)))
         sets[split] = (make_set(train, fmt, args, task), make_set(test, fmt, args, task), names)
     return sets
+
+
+def read_lists(root, layout, split):
+    """The published lists of a split: what to train on and to test on, [(path, label)]; classes."""
+    train, names = LAYOUTS[layout](root, split, True)
+    test, _ = LAYOUTS[layout](root, split, False)
+    if not test:
+        raise BadInput(f"--data {root}: its lists name no file to test; fetch the whole set")
+    return train, test, names
 
 
 def unique_items(sets):
@@ -471,11 +493,15 @@ def make_front_ends(args, fmt, source, train):
         fmt, args.mask, both=True, mean=state["log_mel_mean"], std=state["log_mel_std"]
     )
     if source.standardise:
-        every = math.ceil(len(train) / 256)
-        some = range(0, len(train), every)  # up to 256 files, evenly spaced
-        clips = [train[i, (args.seed, 0, 0, i)][0] for i in some]
-        audio.measure(torch.stack(clips))
+        measure_sound(audio, train, args.seed)
     return video, audio
+
+
+def measure_sound(audio, train, seed):
+    """Standardise sound by a random clip of each of up to 256 files, evenly spaced."""
+    every = math.ceil(len(train) / 256)
+    clips = [train[i, (seed, 0, 0, i)][0] for i in range(0, len(train), every)]
+    audio.measure(torch.stack(clips))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -681,7 +707,18 @@ def embed(net, front_end, files, processes, workers=0):
 def fit_probe(fc, features, items):
     """Set fc to the logistic regression on standardised features of these files, [(path, label)].
 
-    It minimises cross-entropy + |W|^2 / (2 * files), in fp64, with L-BFGS.
+    It minimises cross-entropy + |W|^2 / (2 * files).
+    """
+    fit_linear(fc, features, items, torch.nn.functional.cross_entropy, size=len(items))
+
+
+def fit_linear(fc, features, items, loss, size):
+    """Set fc to a linear classifier of standardised features of these files, [(path, label)].
+
+    It minimises loss + |W|^2 / (2 * size), in fp64, with at most 1000 iterations of L-BFGS. The
+    biases are free.
+
+    loss  of scores (N * V, C) and labels (N * V,), a mean over the views
     """
     x = torch.stack([features[path] for path, _ in items]).to(fc.weight).double()  # (N, V, D)
     labels = torch.tensor([label for _, label in items], device=x.device)
@@ -698,10 +735,9 @@ def fit_probe(fc, features, items):
 
     def objective():
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y)
-        loss = loss + weight.square().sum() / (2 * len(items))
-        loss.backward()
-        return loss
+        total = loss(x @ weight.T + bias, y) + weight.square().sum() / (2 * size)
+        total.backward()
+        return total
 
     optimizer.step(objective)
     with torch.no_grad():

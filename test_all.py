@@ -89,6 +89,12 @@ Each idea has a test that turns red when the idea is broken on purpose:
                   test_imports_go_down_the_house_only
     lab/      seeds paired by their order; the sign of a discrepancy counted
                   test_the_findings_ask_what_they_say
+              C of the SVM chosen on test files, or on files that it was fitted to
+                  test_c_does_not_know_the_test_files
+                  test_no_file_stands_on_both_sides
+              the classes of the SVM mixed up; votes of sub-clips, and not their scores
+                  test_the_svm_is_that_of_each_class_against_the_others_solved_alone
+                  test_scores_are_averaged_and_not_votes_nor_softmax
 """
 
 import collections
@@ -121,6 +127,7 @@ import harness.curves
 import harness.run
 import lab.bench
 import lab.compare
+import lab.evaluate
 import lab.findings
 import lab.show
 import loss
@@ -2323,6 +2330,7 @@ PARSERS = {
     "-m lab.show": lab.show.parse_args,
     "-m lab.bench": lab.bench.parse_args,
     "-m lab.compare": lab.compare.parse_args,
+    "-m lab.evaluate": lab.evaluate.parse_args,
     "-m lab.findings": lab.findings.parse_args,
 }
 

@@ -36,6 +36,13 @@ def make_parser(description, prog=None):
     return parser
 
 
+def add_command(commands, name, help):
+    """Add a command to what `parser.add_subparsers` has returned: a parser like `make_parser`'s."""
+    command = commands.add_parser(name, help=help, description=help, formatter_class=HelpFormatter)
+    command.error = refuse
+    return command
+
+
 def printable(text):
     """The text as any terminal can print it: the name of a file need not be valid UTF-8."""
     return str(text).encode(errors="backslashreplace").decode()

@@ -34,7 +34,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 
 from data import AudioFrontEnd, Titles, VideoFrontEnd, collate
-from harness.errors import BadInput, HelpFormatter, make_parser, one_line_errors, refuse
+from harness.errors import BadInput, add_command, make_parser, one_line_errors
 from harness.run import cudnn_problem, dotted
 from lab.show import check_format
 from loss import nce_loss
@@ -624,12 +624,6 @@ def parse_args(argv=None):
     step = "time a training step of the paper's size, computed in several ways"
     add_step_flags(add_command(commands, "step", step))
     return parser.parse_args(argv)
-
-
-def add_command(commands, name, help):
-    command = commands.add_parser(name, help=help, description=help, formatter_class=HelpFormatter)
-    command.error = refuse
-    return command
 
 
 def add_read_flags(parser):

@@ -90,6 +90,9 @@ def read_runs(paths):
         except FileNotFoundError:
             print(f"{printable(path)}: no finished run, skipped")
             continue
+        except NotCompared:
+            print(f"{printable(path)}: a run of lab.evaluate, skipped")
+            continue
         for row in found:
             if row["run"] in rows:
                 print(f"{printable(row['run'])}: given twice, the first one counts")
@@ -108,11 +111,15 @@ def read_runs(paths):
     return [rows[name] for name in sorted(rows)]
 
 
+class NotCompared(BadInput):
+    """A run is of a kind that has no row."""
+
+
 def read_rows(path, remedy="leave it out"):
     """Return the rows of one folder, or of one findings.json.
 
-    Raises FileNotFoundError where no run is finished, and BadInput, with a remedy, for a file of
-    something else.
+    Raises FileNotFoundError where no run is finished, NotCompared for one of lab.evaluate, and
+    BadInput, with a remedy, for a file of something else.
     """
     try:
         if path.suffix != ".json":
@@ -121,7 +128,7 @@ def read_rows(path, remedy="leave it out"):
         if not all({"run", "seed", "arguments"} <= set(row) for row in rows):
             raise ValueError("a row lacks its run, seed or arguments")
         return rows
-    except FileNotFoundError:
+    except (FileNotFoundError, NotCompared):
         raise
     except NotADirectoryError as error:
         raise FileNotFoundError(path) from error
@@ -133,6 +140,8 @@ def read_rows(path, remedy="leave it out"):
 def read_run(path):
     """Return the row of a run's folder, from its result.json."""
     result = json.loads((path / "result.json").read_text())
+    if "evaluation" in result:
+        raise NotCompared(f"{path}: a run of lab.evaluate, which has no row; leave it out")
     if "accuracy" in result:
         result = downstream_row(result)
     name = Path(os.path.abspath(path)).name  # The folder "." has a name, too.

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 import lab.bench
 import lab.compare
+import lab.evaluate
 import lab.findings
 import lab.sampling
 import lab.show
@@ -1046,7 +1047,7 @@ def test_the_pictures_in_the_notebook_are_there():
 
 
 def test_the_commands_in_the_notebook_are_understood():
-    names = ("bench", "compare", "findings", "sampling", "show")
+    names = ("bench", "compare", "evaluate", "findings", "sampling", "show")
     modules = {name: getattr(lab, name) for name in names}
     texts = [NOTEBOOK, *(module.__doc__ for module in modules.values())]
     command = r"python -m lab\.(\w+)((?: [^ `\n]+)*)"

@@ -3,11 +3,14 @@
 Each function takes (root, split, train): the folder, the number of the split, and True for
 the half to train on or False for the half to test on. It returns [(path, label)] and the
 names of the classes. It raises BadInput, with the layout that it expects, for a list that
-is missing or not as published. Whether the listed clips exist is not checked here.
+is missing or not as published. Whether the listed clips exist is not checked here. A set that is
+published without lists has its folders instead, and they must be whole.
 """
 
+import collections
 import contextlib
 import csv
+import re
 from pathlib import Path
 
 from harness.errors import BadInput
@@ -25,6 +28,10 @@ TREES = {
     "esc50": """
   audio/1-100032-A-0.wav ...
   meta/esc50.csv                                         columns filename, fold, target, category
+""",
+    "dcase2014": """
+  scenes_stereo/bus01.wav ...                            to train on: 10 of each of 10 classes
+  scenes_stereo_testset/bus01.wav ...                    to test on: as many; CLASS and two digits
 """,
 }
 
@@ -104,4 +111,36 @@ def esc50(root, split, train):
     return items, [name_of[label] for label in sorted(name_of)]
 
 
-LAYOUTS = {"ucf101": ucf101, "hmdb51": hmdb51, "esc50": esc50}
+def dcase2014(root, split, train):
+    """Return [(path, label)] and class names of DCASE2014: the scenes of the challenge of 2013.
+
+    It has one split, 1: a folder to train on, and a folder to test on.
+    """
+    root = Path(root)
+    folder = "scenes_stereo" if train else "scenes_stereo_testset"
+    with published("dcase2014", root):
+        names = sorted({name for _, name in read_scenes(root / "scenes_stereo")})
+        items = [(path, names.index(name)) for path, name in read_scenes(root / folder)]
+    return items, names
+
+
+def read_scenes(folder):
+    """Return [(path, class)] of a folder of DCASE2014, by name: "bus01.wav" is a bus.
+
+    Raises ValueError unless it has 10 sounds of each of 10 classes, since no list tells whether
+    one is missing.
+    """
+    items = []
+    for path in sorted(folder.iterdir()):
+        found = re.fullmatch("([a-z]+)[0-9]{2}[.]wav", path.name)
+        if found:
+            items.append((path, found[1]))
+    counts = collections.Counter(name for _, name in items)
+    if len(counts) != 10 or set(counts.values()) != {10}:
+        found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
+        raise ValueError(f"{folder.name} has {found}")
+    return items
+
+
+LAYOUTS = {"ucf101": ucf101, "hmdb51": hmdb51, "esc50": esc50, "dcase2014": dcase2014}
+SOUNDS = ("esc50", "dcase2014")  # sets of sounds; the others are sets of videos

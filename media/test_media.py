@@ -46,7 +46,7 @@ from harness.fixtures import (
 )
 from media.collection import collection_name, read_collection
 from media.format import Format
-from media.labels import esc50, hmdb51, ucf101
+from media.labels import dcase2014, esc50, hmdb51, ucf101
 from media.prepare import PREPARED, check_prepared, write_media
 from media.reader import (
     CENTRE,
@@ -889,7 +889,12 @@ def test_the_index_probes_a_file_once_until_it_changes(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "read, file",
-    [(ucf101, "classInd.txt"), (hmdb51, "_test_split1.txt"), (esc50, "esc50.csv")],
+    [
+        (ucf101, "classInd.txt"),
+        (hmdb51, "_test_split1.txt"),
+        (esc50, "esc50.csv"),
+        (dcase2014, "scenes_stereo"),
+    ],
 )
 def test_missing_sets_are_answered_with_their_layout(tmp_path, read, file):
     with pytest.raises(BadInput, match=file):
@@ -909,6 +914,49 @@ def test_hmdb51_splits_are_read_as_published(tmp_path):
     assert train[:2] == [(folder / f"brush_hair_{i}.avi", 0) for i in (1, 4)]
     waves = [path.name for path, label in test if label == 1]
     assert waves == ["wave_2.avi", "wave_5.avi", "wave_8.avi"]
+
+
+SCENES = "bus busystreet office openairmarket park quietstreet restaurant supermarket tube"
+SCENES = [*SCENES.split(), "tubestation"]
+
+
+def write_scenes(root):
+    """Write empty files as DCASE2014 has them: the numbers of a class have gaps."""
+    for folder in ("scenes_stereo", "scenes_stereo_testset"):
+        (root / folder).mkdir()
+        for name in SCENES:
+            for number in (*range(1, 5), *range(9, 15)):
+                (root / folder / f"{name}{number:02d}.wav").touch()
+
+
+def test_the_scenes_of_dcase2014_are_two_folders_and_a_class_is_a_name_without_its_digits(tmp_path):
+    write_scenes(tmp_path)
+    for stray in ("README.txt", "._bus01.wav", "readme.wav"):
+        (tmp_path / "scenes_stereo" / stray).touch()
+    train, names = dcase2014(tmp_path, 1, True)
+    test, same_names = dcase2014(tmp_path, 1, False)
+    assert names == same_names == SCENES
+    assert len(train) == len(test) == 100
+    for items, folder in ((train, "scenes_stereo"), (test, "scenes_stereo_testset")):
+        assert all(path.parent == tmp_path / folder for path, _ in items)
+        assert all(path.stem[:-2] == SCENES[label] for path, label in items)
+    assert train[9] == (tmp_path / "scenes_stereo/bus14.wav", 0)
+    assert train[10] == (tmp_path / "scenes_stereo/busystreet01.wav", 1)
+
+
+def test_scenes_that_lack_a_file_or_a_folder_are_refused_with_their_layout(tmp_path):
+    write_scenes(tmp_path)
+    (tmp_path / "scenes_stereo_testset/tube09.wav").unlink()
+    assert len(dcase2014(tmp_path, 1, True)[0]) == 100
+    with pytest.raises(BadInput, match="scenes_stereo_testset has .* 9 tube, .* should hold:\n"):
+        dcase2014(tmp_path, 1, False)
+    shutil.rmtree(tmp_path / "scenes_stereo_testset")
+    with pytest.raises(BadInput, match="scenes_stereo_testset: No such file .* should hold:\n"):
+        dcase2014(tmp_path, 1, False)
+    for path in (tmp_path / "scenes_stereo").glob("bus[0-9]*"):
+        path.unlink()
+    with pytest.raises(BadInput, match="scenes_stereo has 10 busystreet, .* should hold:\n"):
+        dcase2014(tmp_path, 1, True)
 
 
 # --------------------------------------------------------------------------------------------
