@@ -325,7 +325,9 @@ class Source:
             self.read(args.ckpt, args.width)
             return
         fmt = Format(crop=task["sizes"][0], **task["sound"])
-        self.network = args.network or AudioVisualModel.networks[self.backbone]
+        self.network = AudioVisualModel.networks[self.backbone]
+        if self.backbone == "video" and args.network:
+            self.network = args.network
         self.width = args.width or task["width"]
         self.weights = {}
         self.front_end = front_end_state(fmt, VideoFrontEnd(), AudioFrontEnd(fmt))
