@@ -2237,7 +2237,7 @@ def test_fine_tuning_takes_the_network_from_the_checkpoint(run, toy, tmp_path, m
     _, printed = fine_tune(toy, tmp_path / "mixed", "toy-action", *flags)
     tensors = len(checkpoint["video"])
     assert f"mixed.pt (epoch 1, step 9, k 4), mc3_18: {tensors} tensors, 0.2 M" in printed
-    assert checked == [(20, models.largest_map(8, 8, 32, "mc3_18"))]
+    assert checked == [(20, models.largest_map(8, 8, 24, "mc3_18"))]
     kept = torch.load(tmp_path / "mixed" / "split1.pt", weights_only=True)
     assert kept["networks"] == {"video": "mc3_18"}
     models.mc3_18(8, 10).load_state_dict(kept["model"])
