@@ -14,6 +14,7 @@ from harness.fixtures import (
     run_script,
     torchrun,
 )
+from harness.run import Processes
 
 # One title of three snippets of 1 s, and two titles of one.
 TITLE = torch.tensor([0, 0, 0, 1, 2])
@@ -176,6 +177,16 @@ def test_a_run_follows_the_curriculum_and_measures_synchronisation(whole):
     assert {"video", "audio", "video_head", "audio_head", "front_end"} < checkpoint.keys()
 
 
+def test_the_first_epochs_are_those_of_easy_negatives_alone(whole, toy, tmp_path):
+    out, _ = whole
+    args = avts.parse_args(flags_of(toy, tmp_path / "easy", "--hard-share", 0))
+    avts.main(args)
+    losses, losses_of_easy = read_log(out), read_log(tmp_path / "easy")
+    half = len(losses) // 2
+    assert losses[:half] == losses_of_easy[:half]
+    assert losses[half] != losses_of_easy[half]
+
+
 def test_an_interrupted_run_resumes_to_the_same_weights(whole, toy, tmp_path, monkeypatch):
     """It is interrupted in the second epoch, whose negatives are partly hard."""
     out, _ = whole
@@ -208,28 +219,45 @@ def test_two_processes_take_the_steps_of_one(whole, toy, tmp_path):
     assert losses_of_two[:2] == pytest.approx(losses[:2], rel=1e-3)
 
 
-def test_all_pairs_of_a_share_are_of_one_pass_through_the_networks(whole, toy, monkeypatch):
-    """Each snippet goes through the networks once, whatever it is paired with."""
-    seen = []
+class Networks(torch.nn.Module):
+    """In place of networks: what they were called with, and the same embeddings each time."""
 
-    class Networks(torch.nn.Module):
-        def forward(self, video, audio):
-            seen.append((len(video), len(audio)))
-            return torch.randn(len(video), 7), torch.randn(len(audio), 7)
+    def __init__(self):
+        super().__init__()
+        self.seen = []
 
-    class OnCpu:
-        device = torch.device("cpu")
+    def forward(self, video, audio):
+        self.seen.append((len(video), len(audio)))
+        z_v, z_a = random_embeddings(len(video))
+        return z_v.detach(), z_a.detach()
 
-        def autocast(self):
-            return torch.autocast("cpu", enabled=False)
 
-    args = avts.parse_args(["--toy"])
-    begin = torch.tensor([0.0, 1.6, 0.0, 1.6], dtype=torch.double)
+def loss_of(begin, *flags):
+    """The loss of a share of two titles, of two snippets each, that begin at these seconds."""
     batch = {"video": torch.zeros(4, 3), "waveform": torch.zeros(4, 3)}
-    batch |= {"title": torch.tensor([0, 0, 1, 1]), "begin": begin}
+    batch |= {"title": torch.tensor([0, 0, 1, 1])}
+    batch |= {"begin": torch.tensor(begin, dtype=torch.double)}
     fronts = (torch.nn.Identity(), torch.nn.Identity())
-    avts.loss_of_share(batch, 0.25, fronts, Networks(), args, OnCpu())
+    processes = Processes()
+    processes.device = torch.device("cpu")
+    networks = Networks()
+    args = avts.parse_args(["--toy", *flags])
+    return avts.loss_of_share(batch, 1.0, fronts, networks, args, processes).item(), networks.seen
+
+
+def test_all_pairs_of_a_share_are_of_one_pass_through_the_networks():
+    """Each snippet goes through the networks once, whatever it is paired with."""
+    _, seen = loss_of([0.0, 1.6, 0.0, 1.6])
     assert seen == [(4, 4)]
+
+
+def test_superhard_negatives_take_the_place_of_hard_ones():
+    apart, overlapping = [0.0, 1.6, 0.0, 1.6], [0.0, 0.8, 0.0, 0.8]
+    hard, _ = loss_of(apart)
+    superhard, _ = loss_of(overlapping, "--superhard")
+    neither, _ = loss_of(overlapping)
+    none_of_superhard, _ = loss_of(apart, "--superhard")
+    assert hard == superhard > neither == none_of_superhard
 
 
 @pytest.mark.parametrize(
