@@ -1,5 +1,5 @@
 """The method, tested piece by piece: sampler, loss, networks, titles, front-ends, labelled sets,
-pretraining, fine-tuning. media/, harness/ and lab/ have tests of their own.
+pretraining, fine-tuning. media/, harness/, lab/ and papers/ have tests of their own.
 
     python -m pytest -q                      all tests, without network or GPU
     python -m pytest -q test_all.py          the method alone
