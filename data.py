@@ -496,6 +496,41 @@ def measure_log_mel(audio_front, train, processes):
     audio_front.mean, audio_front.std = processes.on_rank_0(measure)
 
 
+@torch.no_grad()
+def embed_held_out(held_out, model, fronts, args, processes):
+    """Evenly spaced snippets of held-out titles, with central crops, through the networks.
+
+    fronts  the two front-ends, of video and of audio
+
+    Returns (z_v (B, d), z_a (B, d), title (B,), the failures of all that was read) on rank 0, and
+    None on other ranks, or where there are no pairs: that takes two titles, and two snippets of
+    one of them.
+    """
+    samples = even_samples(held_out, args.held_out_snippets)
+    has_pairs = len(held_out) >= 2 and len(samples) > len(held_out)
+    if not has_pairs:
+        return None
+    samples = samples[processes.rank :: processes.world_size]
+    shares = [samples[i : i + args.share] for i in range(0, len(samples), args.share)]
+    video_front, audio_front = fronts
+    processes.share_buffers(model)  # so that what is measured is what the checkpoint keeps
+    model.eval()
+    own = []  # (z_v, z_a, titles, failures) of each batch of this rank
+    for batch in read_shares(held_out, shares, args, processes):
+        video = video_front(batch["video"].to(processes.device))
+        audio = audio_front(batch["waveform"].to(processes.device))
+        with processes.autocast():
+            z_v, z_a = model(video, audio)
+        own.append((z_v.cpu(), z_a.cpu(), batch["title"], sum(batch["failures"], [])))
+    model.train()
+    of_all_ranks = processes.collect_on_rank_0(own)
+    if processes.rank > 0:
+        return None
+    z_v, z_a, title, failures = zip(*of_all_ranks)
+    z_v, z_a, title = (torch.cat(x).to(processes.device) for x in (z_v, z_a, title))
+    return z_v, z_a, title, sum(failures, [])
+
+
 def front_end_state(fmt, video, audio):
     """All that another program needs to feed the networks, as plain values, for the checkpoint."""
     return {

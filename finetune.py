@@ -31,13 +31,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data import ESC50, AudioFrontEnd, LabeledVideos, VideoFrontEnd, front_end_state
-from harness.errors import BadInput, make_parser, one_line_errors
+from harness.errors import BadInput, check_rules, make_parser, one_line_errors
 from harness.run import (
     Processes,
     Progress,
     Run,
     StopSignals,
     load_plain,
+    names_of_flags,
     obey_parent_only,
     reason_to_end,
 )
@@ -141,7 +142,8 @@ def parse_args(argv=None):
 
 def add_run_flags(add):
     add("--task", required=True, choices=TASKS, help="4.1; the toy tasks are our choice")
-    add("--ckpt", metavar="FILE", help="written by pretrain.py; default: train from scratch")
+    ckpt = "written by pretrain.py or one of papers/; default: train from scratch"
+    add("--ckpt", metavar="FILE", help=ckpt)
     add("--data", metavar="DIR", help="the set as its authors publish it; default in datasets/")
     add(
         "--split",
@@ -222,7 +224,8 @@ def run_name(args, parser):
     name = f"{args.task}-{name_of_weights(args.ckpt)}"
     if args.probe:
         name += "-probe"
-    return name + names_of_flags(args, parser, named=("task", "ckpt", "probe"))
+    elsewhere = ("task", "ckpt", "probe", *MAY_CHANGE)
+    return name + names_of_flags(args, parser, elsewhere)
 
 
 def name_of_weights(ckpt):
@@ -233,23 +236,6 @@ def name_of_weights(ckpt):
     if checkpoint.stem == "checkpoint":
         return checkpoint.parent.name
     return f"{checkpoint.parent.name}-{checkpoint.stem}"  # epoch2.pt, of pretrain.py --keep
-
-
-def names_of_flags(args, parser, named):
-    """The flags that are not at their defaults: -seed1-width32.
-
-    named  those that the run's name has already
-    """
-    name = ""
-    for flag, value in vars(args).items():
-        if flag in (*named, *MAY_CHANGE) or value == parser.get_default(flag):
-            continue
-        if flag == "data":
-            value = f"-{Path(value).resolve().name}"
-        elif flag in ("scale", "shots"):
-            value = "-".join(map(str, value))
-        name += f"-{flag.replace('_', '-')}{value}"
-    return name
 
 
 def check_args(args, task, world_size):
@@ -279,7 +265,7 @@ def check_args(args, task, world_size):
         ("network", args.network is None or not args.ckpt, "left out: --ckpt names its own"),
         (
             "network",
-            args.network is None or task["layout"] != "esc50",
+            args.network is None or task["layout"] not in SOUNDS,
             "left out: it sees no sound",
         ),
         ("frames", args.frames >= 1, "1 or more"),
@@ -290,13 +276,6 @@ def check_args(args, task, world_size):
         ("workers", args.workers >= 0, "0 or more"),
     ]
     check_rules(args, rules)
-
-
-def check_rules(args, rules):
-    """Raise BadInput for the first flag whose rule does not hold: (its name, whether, the rule)."""
-    for name, holds, rule in rules:
-        if not holds:
-            raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {rule}")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -340,7 +319,7 @@ class Source:
         if missing:
             raise BadInput(
                 f"--ckpt {path}: lacks {', '.join(sorted(missing))}, which the task needs; it has "
-                f"{', '.join(checkpoint)}. Name the checkpoint.pt of a run of pretrain.py"
+                f"{', '.join(checkpoint)}. Name the checkpoint.pt of a pretraining"
             )
         # Older checkpoints do not name their networks, which were always these.
         networks = checkpoint.get("networks", AudioVisualModel.networks)
@@ -395,7 +374,7 @@ def load_checkpoint(path):
         return load_plain(path)
     except BadInput as error:
         raise BadInput(
-            f"--ckpt {path}: not a checkpoint of pretrain.py ({error}); name a checkpoint.pt"
+            f"--ckpt {path}: not a checkpoint of a pretraining ({error}); name a checkpoint.pt"
         ) from error
 
 

@@ -34,7 +34,7 @@ from data import (
     Titles,
     VideoFrontEnd,
     check_titles,
-    even_samples,
+    embed_held_out,
     front_end_state,
     measure_log_mel,
     next_batch,
@@ -42,7 +42,7 @@ from data import (
     read_shares,
 )
 from harness.curves import draw, draw_histograms, summarise
-from harness.errors import BadInput, make_parser, moved, one_line_errors
+from harness.errors import BadInput, check_rules, make_parser, moved, one_line_errors
 from harness.run import (
     NOTHING_DONE,
     Processes,
@@ -55,6 +55,7 @@ from harness.run import (
     describe_rate,
     is_too_bad,
     log_step,
+    names_of_flags,
     reason_to_end,
     report_totals,
     resume,
@@ -211,13 +212,7 @@ def run_name(args, parser):
     name = f"{collection_name(args.data)}-k{args.k}"
     if args.sampling == "iid":
         name = f"{collection_name(args.data)}-iid"
-    elsewhere = ("toy", "data", "sampling", "k", *MAY_CHANGE)
-    for flag, value in vars(args).items():
-        if flag in elsewhere or value == parser.get_default(flag):
-            continue
-        name += f"-{flag.replace('_', '-')}"
-        if value is not True:
-            name += f"{value}"
+    name += names_of_flags(args, parser, ("toy", "data", "sampling", "k", *MAY_CHANGE))
     if args.toy and args.data != TOY["data"]:
         name += "-toy"
     return name
@@ -269,9 +264,7 @@ def check_args(args, world_size):
         rules.append((name, getattr(args, name) > 0, "above 0"))
     for name in ("warmup", "jitter", "seed", "workers", "max_bad", "save_minutes"):
         rules.append((name, getattr(args, name) >= 0, "0 or more"))
-    for name, holds, rule in rules:
-        if not holds:
-            raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {rule}")
+    check_rules(args, rules)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -317,41 +310,23 @@ MEASURED = (
 )
 
 
-@torch.no_grad()
-def measure_held_out(run, held_out, model, video_front, audio_front, args, processes, step):
+def measure_held_out(run, held_out, model, fronts, args, processes, step):
     """Log and print Equation 2 and synchronisation, on held-out titles.
 
-    The snippets are evenly spaced, and have central crops. Nothing is measured without pairs:
-    it takes two titles, and two snippets of one of them.
+    Nothing is measured without pairs: it takes two titles, and two snippets of one of them.
     """
-    samples = even_samples(held_out, args.held_out_snippets)
-    has_pairs = len(held_out) >= 2 and len(samples) > len(held_out)
-    if not has_pairs:
+    embedded = embed_held_out(held_out, model, fronts, args, processes)
+    if embedded is None:
         return
-    samples = samples[processes.rank :: processes.world_size]
-    shares = [samples[i : i + args.share] for i in range(0, len(samples), args.share)]
-    processes.share_buffers(model)  # so that what is measured is what the checkpoint keeps
-    model.eval()
-    own = []  # (z_v, z_a, titles, failures) of each batch of this rank
-    for batch in read_shares(held_out, shares, args, processes):
-        video = video_front(batch["video"].to(processes.device))
-        audio = audio_front(batch["waveform"].to(processes.device))
-        with processes.autocast():
-            z_v, z_a = model(video, audio)
-        own.append((z_v.cpu(), z_a.cpu(), batch["title"], sum(batch["failures"], [])))
-    model.train()
-    of_all_ranks = processes.collect_on_rank_0(own)
-    if processes.rank == 0:
-        z_v, z_a, title, failures = zip(*of_all_ranks)
-        z_v, z_a, title = (torch.cat(x).to(processes.device) for x in (z_v, z_a, title))
-        try:
-            measures = discrepancy(z_v, z_a, title, tau=args.tau)
-            measures |= synchronisation(z_v, z_a, title, tau=args.tau)
-        except ValueError as error:  # Damaged films may have left no pairs.
-            processes.report(f"step {step:>6}  not measured: {error}")
-            return
-        run.log(step=step, **measures, replaced=sum(failures, []))
-        processes.report(MEASURED.format(step=step, **measures))
+    z_v, z_a, title, failures = embedded
+    try:
+        measures = discrepancy(z_v, z_a, title, tau=args.tau)
+        measures |= synchronisation(z_v, z_a, title, tau=args.tau)
+    except ValueError as error:  # Damaged films may have left no pairs.
+        processes.report(f"step {step:>6}  not measured: {error}")
+        return
+    run.log(step=step, **measures, replaced=failures)
+    processes.report(MEASURED.format(step=step, **measures))
 
 
 def finish(run, done, since_start, total_steps, args, processes):
@@ -368,8 +343,7 @@ def save_run(run, model, optimizer, front_end, sampler, train, args, step, done)
     run.save(state)
     epoch, step_of_epoch = divmod(step, len(sampler))
     if args.keep and step > 0 and step_of_epoch == 0:
-        del state["optimizer"]
-        run.write(f"epoch{epoch}.pt", partial(torch.save, {**state, "args": run.settings}))
+        run.keep_epoch(state, epoch)
     if run.rank == 0:
         run.write("curves.png", partial(draw_run, run.rows, args))
 
@@ -547,7 +521,7 @@ def main(args):
     report_start(args, titles, train, held_out, sampler, processes, resumed, start)
     front_end = front_end_state(fmt, video_front, audio_front)
     fronts = (video_front, audio_front)
-    measure = partial(measure_held_out, run, held_out, model, *fronts, args, processes)
+    measure = partial(measure_held_out, run, held_out, model, fronts, args, processes)
     save = partial(save_run, run, model, optimizer, front_end, sampler, train, args)
     if not resumed:
         measure(0)

@@ -1410,8 +1410,7 @@ def measured(held_out, toy, out, *flags):
         run,
         held_out,
         models.AudioVisualModel(8),
-        VideoFrontEnd(),
-        AudioFrontEnd(TINY),
+        (VideoFrontEnd(), AudioFrontEnd(TINY)),
         arguments(toy, out, *flags),
         processes,
         step=3,
@@ -1895,7 +1894,11 @@ def test_each_step_of_fine_tuning_masks_its_own_sounds(toy, tmp_path, steps):
     args = fine_tuning_arguments(toy, tmp_path / "run", "toy-sound")
     finetune.main(args)
     items, _ = esc50(toy / "sound", 1, True)
-    train = ESC50(items, TINY)
+    assert_steps_are_of(ESC50(items, TINY), args, steps)
+
+
+def assert_steps_are_of(train, args, steps):
+    """The four steps of a fine-tuning from scratch had the sounds of this set, with their masks."""
     front_end = AudioFrontEnd(TINY, drop=0.5, both=True)
     front_end.measure(torch.stack([train[i, (0, 0, 0, i)][0] for i in range(len(train))]))
     expected = list(expected_inputs(train, args, front_end))
@@ -2003,13 +2006,7 @@ def test_with_few_files_an_epoch_keeps_its_steps_and_each_repetition_has_a_clip_
     items, names = esc50(toy / "sound", 1, True)
     drawn = finetune.draw_shots(items, names, 1, args.seed, 1)
     train = ESC50(4 * drawn, TINY)
-    front_end = AudioFrontEnd(TINY, drop=0.5, both=True)
-    front_end.measure(torch.stack([train[i, (0, 0, 0, i)][0] for i in range(len(train))]))
-    expected = list(expected_inputs(train, args, front_end))
-    assert len(steps) == len(expected) == 4
-    for (x, labels), (right_x, right_labels) in zip(steps, expected):
-        assert torch.equal(labels, right_labels)
-        assert torch.allclose(x, right_x, atol=1e-4)
+    assert_steps_are_of(train, args, steps)
     epoch = list(finetune.own_shares(40, 0, args, Processes()))[:2]
     clips = {i: train[i, key][0] for batch in epoch for i, key in batch}
     for i, j in itertools.combinations(range(0, 40, 10), 2):  # of the first file that was drawn

@@ -567,6 +567,12 @@ class Run:
             self.damaged = False
         self.saved = time.monotonic()
 
+    def keep_epoch(self, state, epoch):
+        """Write the weights of a finished epoch, epochN.pt: a checkpoint without the optimiser."""
+        kept = {name: part for name, part in state.items() if name != "optimizer"}
+        kept["args"] = self.settings
+        self.write(f"epoch{epoch}.pt", lambda path: torch.save(kept, path))
+
     def save_is_due(self, minutes):
         """Whether the last checkpoint is so old; 0 minutes is at each step."""
         return time.monotonic() - self.saved >= 60 * minutes
@@ -617,6 +623,25 @@ def resume(checkpoint, model, optimizer):
     optimizer.load_state_dict(checkpoint["optimizer"])
     progress = checkpoint["progress"]
     return progress["step"], {name: progress.get(name, 0) for name in NOTHING_DONE}
+
+
+def names_of_flags(args, parser, elsewhere):
+    """What the name of a run says of flags that are not at their defaults: -seed1-gather.
+
+    elsewhere  flags that the name has already, and those that make no other run of it
+    """
+    name = ""
+    for flag, value in vars(args).items():
+        if flag in elsewhere or value == parser.get_default(flag):
+            continue
+        name += f"-{flag.replace('_', '-')}"
+        if flag == "data":
+            name += f"-{Path(value).resolve().name}"
+        elif isinstance(value, list):
+            name += "-".join(map(str, value))
+        elif value is not True:
+            name += f"{value}"
+    return name
 
 
 def load_checkpoint(path):

@@ -35,20 +35,18 @@ from finetune import (
     PAPER,
     TOY,
     Source,
-    check_rules,
     embed,
     fit_linear,
     make_set,
     measure_sound,
     name_of_weights,
-    names_of_flags,
     read_lists,
     repeat_exactly,
     unique_items,
     views_of,
 )
-from harness.errors import add_command, make_parser, one_line_errors
-from harness.run import Processes, Run
+from harness.errors import add_command, check_rules, make_parser, one_line_errors
+from harness.run import Processes, Run, names_of_flags
 from media.format import Format
 from media.labels import SOUNDS
 
@@ -352,7 +350,7 @@ def parse_args(argv=None):
     svm.set_defaults(**TASKS[known.task]["flags"])
     args = parser.parse_args(argv)
     if args.out is None:
-        flags = names_of_flags(args, svm, named=("command", "task", "ckpt"))
+        flags = names_of_flags(args, svm, ("command", "task", "ckpt", *MAY_CHANGE))
         args.out = f"runs/svm-{args.task}-{name_of_weights(args.ckpt)}{flags}"
     return args
 

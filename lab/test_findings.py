@@ -339,6 +339,15 @@ case "$*" in
     ;;
 esac
 """
+# As on three cores: the real one counts threads where they are set.
+NPROC = """#!/bin/sh
+echo "${OMP_NUM_THREADS:-3}"
+"""
+# In bash, which passes the functions of the sweep on.
+XARGS = f"""#!/usr/bin/env bash
+echo "$*" > jobs_at_a_time
+exec {shutil.which("xargs")} "$@"
+"""
 PARSERS = {"pretrain.py": pretrain.parse_args, "finetune.py": finetune.parse_args}
 
 
@@ -349,8 +358,9 @@ def swept(tmp_path_factory):
     (folder / "lab").mkdir()
     shutil.copy(LAB / "sweep.sh", folder / "lab")
     (folder / "bin").mkdir()
-    (folder / "bin" / "python").write_text(STUB)
-    (folder / "bin" / "python").chmod(0o755)
+    for name, text in (("python", STUB), ("nproc", NPROC), ("xargs", XARGS)):
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
     return folder, sweep(folder)
 
 
@@ -358,6 +368,7 @@ def sweep(folder):
     """Run lab/sweep.sh for seed 11 in this folder, and return the commands that it ran."""
     (folder / "calls").unlink(missing_ok=True)
     environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    environment.pop("OMP_NUM_THREADS", None)
     command = ["bash", folder / "lab" / "sweep.sh", "--seeds", "11"]
     subprocess.run(command, env=environment, check=True)
     calls = (folder / "calls").read_text().splitlines()
@@ -371,7 +382,8 @@ def made_by(calls, *words):
 
 def test_the_sweep_makes_each_run_once(swept):
     folder, calls = swept
-    assert all(call.startswith("1 ") for call in calls)  # a thread each
+    assert (folder / "jobs_at_a_time").read_text().startswith("-P 3 ")  # one on each core,
+    assert all(call.startswith("1 ") for call in calls)  # with a thread each
     assert len(set(calls)) == len(calls)
     worlds = []
     for call in calls:

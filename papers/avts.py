@@ -43,7 +43,7 @@ from data import (
     Titles,
     VideoFrontEnd,
     check_titles,
-    even_samples,
+    embed_held_out,
     front_end_state,
     measure_log_mel,
     next_batch,
@@ -51,7 +51,7 @@ from data import (
     read_shares,
 )
 from harness.curves import draw, summarise
-from harness.errors import BadInput, make_parser, one_line_errors
+from harness.errors import BadInput, check_rules, make_parser, one_line_errors
 from harness.run import (
     NOTHING_DONE,
     Processes,
@@ -64,6 +64,7 @@ from harness.run import (
     describe_rate,
     is_too_bad,
     log_step,
+    names_of_flags,
     reason_to_end,
     report_totals,
     resume,
@@ -249,12 +250,7 @@ def add_run_flags(add):
 def run_name(args, parser):
     """The collection, and every flag that makes it another run: avts-toy-hard-share0.0."""
     name = f"avts-{collection_name(args.data)}"
-    for flag, value in vars(args).items():
-        if flag in ("toy", "data", *MAY_CHANGE) or value == parser.get_default(flag):
-            continue
-        name += f"-{flag.replace('_', '-')}"
-        if value is not True:
-            name += f"{value}"
+    name += names_of_flags(args, parser, ("toy", "data", *MAY_CHANGE))
     if args.toy and args.data != TOY["data"]:
         name += "-toy"
     return name
@@ -312,9 +308,7 @@ def check_args(args, world_size):
     positive = ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels", "stride")
     positive += ("held_out_snippets", "measure_every")
     rules = [(name, getattr(args, name) > 0, "above 0") for name in positive] + rules
-    for name, holds, rule in rules:
-        if not holds:
-            raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {rule}")
+    check_rules(args, rules)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -350,37 +344,21 @@ def learning_rate(args, step, steps_per_epoch):
 MEASURED = {name: MEASURES[name] for name in ("sync_same", "sync_other")}
 
 
-@torch.no_grad()
 def measure_held_out(run, held_out, model, fronts, args, processes, step):
     """Log and print synchronisation on held-out titles: how often d_ii is below d_ij."""
-    samples = even_samples(held_out, args.held_out_snippets)
-    has_pairs = len(held_out) >= 2 and len(samples) > len(held_out)
-    if not has_pairs:
+    embedded = embed_held_out(held_out, model, fronts, args, processes)
+    if embedded is None:
         return
-    samples = samples[processes.rank :: processes.world_size]
-    shares = [samples[i : i + args.share] for i in range(0, len(samples), args.share)]
-    processes.share_buffers(model)  # so that what is measured is what the checkpoint keeps
-    model.eval()
-    own = []  # (z_v, z_a, titles, failures) of each batch of this rank
-    for batch in read_shares(held_out, shares, args, processes):
-        video = fronts[0](batch["video"].to(processes.device))
-        audio = fronts[1](batch["waveform"].to(processes.device))
-        with processes.autocast():
-            z_v, z_a = model(video, audio)
-        own.append((z_v.cpu(), z_a.cpu(), batch["title"], sum(batch["failures"], [])))
-    model.train()
-    of_all_ranks = processes.collect_on_rank_0(own)
-    if processes.rank == 0:
-        z_v, z_a, title, failures = zip(*of_all_ranks)
-        try:
-            # Of embeddings of unit length, those that are closer are more similar.
-            measures = synchronisation(torch.cat(z_v), torch.cat(z_a), torch.cat(title), tau=1.0)
-        except ValueError as error:  # Damaged films may have left no pairs.
-            processes.report(f"step {step:>6}  not measured: {error}")
-            return
-        run.log(step=step, **measures, replaced=sum(failures, []))
-        same, other = measures["sync_same"], measures["sync_other"]
-        processes.report(f"step {step:>6}  sync {same:.3f} same title, {other:.3f} other titles")
+    z_v, z_a, title, failures = embedded
+    try:
+        # Of embeddings of unit length, those that are closer are more similar.
+        measures = synchronisation(z_v, z_a, title, tau=1.0)
+    except ValueError as error:  # Damaged films may have left no pairs.
+        processes.report(f"step {step:>6}  not measured: {error}")
+        return
+    run.log(step=step, **measures, replaced=failures)
+    same, other = measures["sync_same"], measures["sync_other"]
+    processes.report(f"step {step:>6}  sync {same:.3f} same title, {other:.3f} other titles")
 
 
 def save_run(run, model, optimizer, front_end, sampler, train, args, step, done):
@@ -389,8 +367,7 @@ def save_run(run, model, optimizer, front_end, sampler, train, args, step, done)
     run.save(state)
     epoch, step_of_epoch = divmod(step, len(sampler))
     if args.keep and step > 0 and step_of_epoch == 0:
-        del state["optimizer"]
-        run.write(f"epoch{epoch}.pt", partial(torch.save, {**state, "args": run.settings}))
+        run.keep_epoch(state, epoch)
     if run.rank == 0:
         run.write("curves.png", partial(draw_run, run.rows, args))
 
