@@ -744,9 +744,10 @@ OF_A_SNIPPET = (
     sampler.TITLES,
     sampler.SNIPPETS,
     sampler.SHUFFLE,
+    streams.HELD_OUT_CLIP,
 )
 OF_A_CLIP = (streams.CLIP_START, streams.CLIP_SCALE, streams.CLIP_CROP, streams.SHOTS)
-OF_A_BATCH = (streams.COLOUR, streams.BANDS)
+OF_A_BATCH = (streams.COLOUR, streams.BANDS, streams.MINING)
 
 
 @pytest.mark.parametrize("drawn", [OF_A_SNIPPET, OF_A_CLIP], ids=["pretraining", "fine-tuning"])
