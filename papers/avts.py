@@ -146,9 +146,9 @@ def margin_loss(d, easy, hard, hard_share, margin=0.99):
     return (positive + (1 - hard_share) * easy_term + hard_share * hard_term) / 2
 
 
-def hard_share_of(epoch, args):
-    """The curriculum: which share of the negatives is hard in this epoch, counted from 0."""
-    return args.hard_share if epoch >= args.hard_after else 0.0
+def hard_share_of(epochs, args):
+    """The curriculum: which share of the negatives is hard after so many epochs, a fraction."""
+    return args.hard_share if epochs >= args.hard_after else 0.0
 
 
 def loss_of_share(batch, hard_share, fronts, parallel, args, processes):
@@ -184,7 +184,7 @@ TOY = {
     "width": 16,
     "share": 64,
     "epochs": 2,
-    "hard_after": 1,
+    "hard_after": 1.0,
     "held_out_snippets": 64,
     "measure_every": 0.5,
     "workers": 2,
@@ -211,7 +211,7 @@ def parse_args(argv=None):
 def add_paper_flags(add):
     hard_share = "h, the share of hard negatives from --hard-after on; 0: easy ones alone"
     add("--hard-share", type=float, default=0.25, help=hard_share)
-    add("--hard-after", type=int, default=50, help="epochs of easy negatives alone")
+    add("--hard-after", type=float, default=50.0, help="epochs of easy negatives alone")
     superhard = "overlapping snippets in place of hard ones, which the paper found not to help"
     add("--superhard", action="store_true", help=superhard)
     add("--margin", type=float, default=0.99, help="m; distances go from 0 to 1")
@@ -395,7 +395,7 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
     report(f"          {hard:.1f} hard ones, {superhard:.1f} super-hard ones")
     report(f"          a loss of {args.margin**2 / 4:.3f} tells nothing apart")
     kind = "super-hard" if args.superhard else "hard"
-    after = f"{args.hard_share:.0%} of the negatives {kind} after epoch {args.hard_after}"
+    after = f"{args.hard_share:.0%} of the negatives {kind} after epoch {args.hard_after:g}"
     report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs; {after}")
     device = f"{world_size} x {processes.device.type} in {processes.precision}"
     turns = f", {shares // world_size} shares in turn" if shares > world_size else ""
@@ -494,7 +494,7 @@ def main(args):
             # Shares, one after another; their gradients add up.
             tick = time.perf_counter()
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
-            hard_share = hard_share_of(epoch, args)
+            hard_share = hard_share_of(step / steps_per_epoch, args)
             statistics = [buffer.clone() for buffer in model.buffers()]
             loss, snippets, failures, waited = 0.0, 0, [], 0.0
             optimizer.zero_grad()
