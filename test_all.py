@@ -1494,7 +1494,7 @@ def test_the_toy_world_is_made_where_it_is_not_there(toy, tmp_path, monkeypatch)
         shutil.copytree(toy, root)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pretrain, "make_toy", make_toy)
+    monkeypatch.setattr(data, "make_toy", make_toy)
     monkeypatch.setattr(pretrain, "nce_loss", stop)
     flags = "--toy --k 4 --seed 1 --width 8 --batch-size 16 --workers 0"
     args = pretrain.parse_args(flags.split())
