@@ -83,6 +83,7 @@ class Format:
 HELD_OUT = None  # which titles are held out; its key is (seed, number of titles)
 SNIPPET_CROP = None  # where the crop of a snippet lies
 REPLACEMENT = 5  # which snippet replaces one that cannot be read
+PLAYBACK = 8  # how fast, in which direction and how loud a clip is played (papers/temporal.py)
 
 # In fine-tuning.
 ORDER = None  # the order of the files in an epoch; its key is (seed, epoch)
