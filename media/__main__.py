@@ -80,6 +80,8 @@ def add_prepare_flags(parser):
     add_language(parser)
     workers = "files at a time; one a core if not given"
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help=workers)
+    gop = "frames of a group of pictures: 1 makes each a key frame; a snippet's if not given"
+    parser.add_argument("--gop", type=int, help=gop)
     shard = "i/n: do the share of the i-th of n machines"
     parser.add_argument("--shard", default="1/1", help=shard)
 
@@ -156,6 +158,7 @@ def main(args):
             workers=args.workers,
             shard=parse_shard(args.shard),
             require_language=args.require_language,
+            gop=args.gop,
         )
 
 
