@@ -741,6 +741,7 @@ def test_heads_are_two_convolutions_of_kernel_1_then_the_average():
 OF_A_SNIPPET = (
     streams.SNIPPET_CROP,
     streams.REPLACEMENT,
+    streams.PLAYBACK,
     sampler.TITLES,
     sampler.SNIPPETS,
     sampler.SHUFFLE,
