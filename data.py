@@ -278,21 +278,23 @@ class Titles(Dataset):
         return {**self.__dict__, "reader": None}  # an open file cannot be sent to a worker
 
 
-def open_titles(args, fmt, toy, processes, **options):
-    """The Titles of --data; with --toy, the toy world is rendered first where it is missing.
+def open_titles(args, fmt, toy, processes, kind=Titles, world=None, **options):
+    """The titles of --data; with --toy, the toy world is rendered first where it is missing.
 
     toy      the defaults of --toy, with the folder of its films
-    options  of `Titles`
+    kind     Titles, or a class that extends it
+    world    options of `make_toy`
+    options  of `kind`
 
     Rank 0 indexes the collection; all ranks get the same titles, or raise the same error.
     """
 
     def find():
         if args.toy and args.data == toy["data"] and not os.path.exists(args.data):
-            world = Path(args.data).parent
-            processes.report(f"no toy world at {world}: rendering it")
-            make_toy(world)
-        return Titles(args.data, fmt, args.language, quiet=False, **options)
+            folder = Path(args.data).parent
+            processes.report(f"no toy world at {folder}: rendering it")
+            make_toy(folder, **(world or {}))
+        return kind(args.data, fmt, language=args.language, quiet=False, **options)
 
     return processes.on_rank_0(find)
 
