@@ -1,5 +1,6 @@
 """Tests of papers/temporal.py, in the order of its file."""
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,16 @@ import torch.nn.functional as F
 
 import papers.temporal as temporal
 from data import stack_frames
+from harness.fixtures import (
+    assert_equal,
+    fine_tune,
+    load_checkpoint,
+    on_two_nodes,
+    read_log,
+    refused,
+    render,
+    run_script,
+)
 from media.format import MINING, Format, rng_of
 from media.prepare import write_media
 
@@ -367,3 +378,310 @@ def test_the_bank_is_first_in_first_out_at_unit_length_and_without_gradient():
     again = temporal.Bank(6, D)
     again.load_state_dict(bank.state_dict())
     assert again.added == 20 and torch.equal(again.title, bank.title)
+
+
+# --------------------------------------------------------------------------------------------------
+# Loss, and what guessing gives
+# --------------------------------------------------------------------------------------------------
+
+
+def test_a_head_is_asked_about_pairs_only():
+    logits = {"order_vv": torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0], [0, 0, 9.0]])}
+    labels = {"order_vv": torch.tensor([0, 2, 2, temporal.UNKNOWN]), "speed_video": None}
+    loss, right, asked = temporal.answers_of(logits, labels)["order_vv"]
+    assert (right, asked) == (2, 3)
+    few = F.cross_entropy(logits["order_vv"][:3], labels["order_vv"][:3])
+    assert loss.item() == pytest.approx(few.item())
+    nothing = torch.full((4,), temporal.UNKNOWN)
+    loss, right, asked = temporal.answers_of(logits, {"order_vv": nothing})["order_vv"]
+    assert (loss, right, asked) == (0, 0, 0)
+
+
+def test_the_log_of_a_step_has_the_means_of_the_shares_and_no_nan():
+    heads = ["speed_video", "order_vv"]
+    numbers = [2.0, 4.0, 6.0, 1.0, math.nan, 30.0, 0.0, 64.0, 0.0]
+    loss, row = temporal.describe_step(numbers, heads, shares=2)
+    assert math.isnan(loss)
+    assert row == {
+        "contrast_vv": 1.0,
+        "contrast_va": 2.0,
+        "contrast_av": 3.0,
+        "speed_video": 0.5,
+        "accuracy_speed_video": 30 / 64,
+        "accuracy_order_vv": 0.0,
+    }
+
+
+class Counted:
+    """In place of TemporalTitles: long titles of which nothing is read."""
+
+    clip = Format(frames=16, fps=10)
+    speeds = temporal.SPEEDS
+
+    def begin(self, n, m):
+        return 1.6 * m
+
+
+def test_chance_is_what_guessing_gives_without_flags():
+    """In the window of 7 overlapping, before and after are as frequent, taken over all pairs."""
+    args = temporal.parse_args([])
+    sampler = temporal.HierarchicalSampler([500] * 300, args.batch_size, args.k, args.w)
+    chance, by_speed = temporal.chance_levels(sampler, Counted(), args)
+    assert chance["contrast_vv"] == pytest.approx(math.log(1 + 62 + 256))
+    assert chance["accuracy_speed_video"] == 1 / 4 and chance["accuracy_direction_audio"] == 1 / 2
+    # By hand, of all places i != j in the window and all speeds: half of the pairs of sights
+    # overlap, a seventh of those of sounds, and of a sight and a sound 0.32.
+    expected = {"order_vv": 0.50, "order_aa": 0.43, "order_va": 0.43}
+    knowing_the_speeds = {"order_vv": 0.60, "order_aa": 0.46, "order_va": 0.50}
+    for name in expected:
+        assert chance[f"accuracy_{name}"] == pytest.approx(expected[name], abs=0.02)
+        assert by_speed[f"accuracy_{name}"] == pytest.approx(knowing_the_speeds[name], abs=0.02)
+    others = 2 * math.log(2) + math.log(4) + math.log(2) + 3 * math.log(3)
+    assert chance["loss"] == pytest.approx(3 * chance["contrast_vv"] + others)
+    args.bank = 0
+    chance, _ = temporal.chance_levels(sampler, Counted(), args)
+    assert chance["contrast_av"] == pytest.approx(math.log(63))
+
+
+class Rows:
+    """In place of a run and of its processes: what was logged and printed."""
+
+    def __init__(self, *values):
+        self.rows = [{"step": 0}] + [{"accuracy_speed_audio": value} for value in values]
+        self.printed = []
+
+    def log(self, **row):
+        self.rows.append(row)
+
+    def report(self, text):
+        self.printed.append(text)
+
+
+def test_a_task_that_is_all_right_in_the_first_epoch_is_reported_once():
+    heads = ["speed_video", "speed_audio"]
+    for values, is_leak in (((0.99, 1.0), True), ((0.96, 1.0), False)):
+        run = Rows(*values)
+        for step in range(5):
+            temporal.report_leaks(run, heads, step, 2, run)
+        assert len(run.printed) == is_leak
+        assert ({"step": 2, "leak_or_triviality": ["speed_audio"]} in run.rows) == is_leak
+        assert not is_leak or "speed_audio is right in 99.5% of the clips" in run.printed[0]
+
+
+# --------------------------------------------------------------------------------------------------
+# The run
+# --------------------------------------------------------------------------------------------------
+
+
+def test_the_run_without_flags_is_the_documented_one():
+    args = temporal.parse_args([])
+    found = {"frames": 16, "speeds": "1,2,4,8/1,2", "lr": 3e-4, "weight_decay": 1e-4}
+    ours = {"fps": 10, "crop": 112, "batch_size": 512, "share": 64, "k": 2, "w": 7, "bank": 4096}
+    assert {name: getattr(args, name) for name in found | ours} == found | ours
+    assert args.tasks == "speed,direction,order" and args.out == "runs/temporal-movies"
+    assert temporal.parse_speeds(args.speeds) == temporal.SPEEDS
+    temporal.check_args(args, world_size=8)
+    args = temporal.parse_args(["--speeds", "1,2/1,4", "--bank", "0", "--tasks", "order"])
+    assert args.out == "runs/temporal-movies-tasksorder-speeds1,2-1,4-bank0"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Six films of 12.8 s at 10 frames a second, each frame a key frame."""
+    root = tmp_path_factory.mktemp("world") / "time"
+    return render(root, "--titles 6 --snippets 8 --clips 1 1 --fps 10 --gop 1")
+
+
+def flags_of(world, out, *more):
+    """Two epochs of seven steps, each of two shares. The bank is full after four steps."""
+    flags = """
+        --toy --frames 4 --width 8 --crop 16 --short-side 20 --speeds 1,3/1,2 --batch-size 16
+        --share 8 --bank 64 --mined-negatives 4 --workers 0 --held-out 0.34 --held-out-snippets 4
+        --epochs 2 --warmup 0.5 --measure-every 1 --seed 1
+    """.split()
+    return [*flags, *map(str, ["--data", world / "films", "--out", out, *more])]
+
+
+@pytest.fixture(scope="module")
+def whole(world, tmp_path_factory):
+    out = tmp_path_factory.mktemp("temporal") / "whole"
+    status, printed, errors = run_script("papers.temporal", *flags_of(world, out))
+    assert not status, errors
+    return out, printed
+
+
+def test_a_run_logs_each_term_and_each_tasks_accuracy_and_what_guessing_gives(whole):
+    out, printed = whole
+    heads = temporal.heads_of("speed,direction,order")
+    terms = {name: read_log(out, name) for name in [*temporal.CONTRASTS, *heads]}
+    losses = read_log(out)
+    assert len(losses) == 14
+    assert [sum(of_step) for of_step in zip(*terms.values())] == pytest.approx(losses)
+    (chance,) = read_log(out, "chance")
+    for name in heads:
+        accuracies = read_log(out, f"accuracy_{name}")
+        assert len(accuracies) == 14
+        assert all(0 <= 16 * accuracy == round(16 * accuracy) <= 16 for accuracy in accuracies)
+        assert len(read_log(out, f"held_out_{name}")) == 3  # at the beginning, and each epoch
+        assert f"task      {name}: " in printed
+        assert f"chance is {chance[f'accuracy_{name}']:.2f}" in printed
+    result = json.loads((out / "result.json").read_text())
+    assert {"loss", "contrast_vv", "accuracy_order_vv", "held_out_order_vv", "sync_same"} <= set(
+        result["final"]
+    )
+    assert (out / "curves.png").exists()
+
+
+def test_pairs_are_mined_once_the_bank_is_full(whole):
+    """Before, a clip has 6 negatives, ln 7 = 1.95; then 4 mined ones more, ln 11 = 2.40."""
+    out, _ = whole
+    losses = read_log(out, "contrast_va")
+    assert max(losses[:4]) < 2.1 < 2.25 < min(losses[4:])
+    bank = load_checkpoint(out)["bank"]
+    assert bank["_extra_state"] == 14 * 16
+    # The title of each clip of the last four steps, the oldest of which lies in the middle.
+    args = temporal.parse_args(flags_of(out, out))
+    counts = load_checkpoint(out)["progress"]["counts"]
+    sampler = temporal.HierarchicalSampler(counts, args.batch_size, args.k, args.w, args.seed)
+    sampler.set_epoch(1)
+    titles = [[n for n, _, _ in sampler.batch(step)] for step in (5, 6, 3, 4)]
+    assert bank["title"].tolist() == sum(titles, [])
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """A picture of 13 panels takes longer than a step."""
+    monkeypatch.setattr(temporal, "draw_run", lambda rows, args, path: path.touch())
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_run_resumes_to_the_same_weights_and_the_same_bank(
+    whole, world, tmp_path, monkeypatch, without_pictures
+):
+    """It is killed in its ninth step, between the two shares; the seventh was saved."""
+    out, _ = whole
+    loss_of_share, added = temporal.loss_of_share, []
+
+    def killed(fronts, parallel, bank, *rest):
+        added.append(bank.added)
+        if len(added) == 18:
+            raise Killed
+        return loss_of_share(fronts, parallel, bank, *rest)
+
+    args = temporal.parse_args(flags_of(world, tmp_path / "killed"))
+    with monkeypatch.context() as patch:
+        patch.setattr(temporal, "loss_of_share", killed)
+        with pytest.raises(Killed):
+            temporal.main(args)
+    assert len(read_log(tmp_path / "killed")) == 8
+    # No clip of a step is in the bank before all shares of the step have been mined for.
+    assert added == [16 * (share // 2) for share in range(18)]
+    temporal.main(args)
+    resumed = load_checkpoint(tmp_path / "killed")
+    parts = ("video", "audio", "video_head", "audio_head", "temporal_heads", "bank")
+    for name in (*parts, "optimizer", "progress"):
+        assert_equal(resumed[name], load_checkpoint(out)[name])
+    for name in ("loss", "contrast_vv", "accuracy_speed_video", "held_out_order_va"):
+        assert read_log(tmp_path / "killed", name) == read_log(out, name)
+
+
+def test_two_processes_take_the_steps_of_one_and_hold_one_bank(
+    whole, world, tmp_path, monkeypatch, without_pictures
+):
+    out, _ = whole
+    args = temporal.parse_args(flags_of(world, tmp_path / "two"))
+    add_to_bank = temporal.add_to_bank
+
+    def add_and_keep(bank, *rest):
+        add_to_bank(bank, *rest)
+        torch.save(bank.state_dict(), "bank.pt")
+
+    monkeypatch.setattr(temporal, "add_to_bank", add_and_keep)
+    folders = [tmp_path / "node0", tmp_path / "node1"]
+    for folder in folders:
+        folder.mkdir()
+    on_two_nodes(lambda: temporal.main(args), folders)
+    of_nodes = [torch.load(folder / "bank.pt", weights_only=True) for folder in folders]
+    assert_equal(*of_nodes)
+    alone = load_checkpoint(out)["bank"]
+    assert torch.equal(of_nodes[0]["title"], alone["title"])
+    # Six steps, of which two mine pairs; the rounding of sums grows from step to step.
+    losses, losses_of_two = read_log(out), read_log(tmp_path / "two")
+    assert losses_of_two[:6] == pytest.approx(losses[:6], rel=1e-3)
+
+
+def test_a_step_that_is_not_finite_adds_nothing_to_the_bank(
+    world, tmp_path, monkeypatch, without_pictures
+):
+    """A run of one epoch without tasks: it has no heads, and its loss is that of the contrasts."""
+    loss_of_share, calls = temporal.loss_of_share, []
+
+    def damaged(*args):
+        loss, numbers, clips = loss_of_share(*args)
+        calls.append(loss)
+        if len(calls) == 3:  # the second step
+            return loss * math.nan, numbers * math.nan, clips
+        return loss, numbers, clips
+
+    monkeypatch.setattr(temporal, "loss_of_share", damaged)
+    flags = flags_of(world, tmp_path, "--tasks", "none", "--epochs", 1)
+    temporal.main(temporal.parse_args(flags))
+    checkpoint = load_checkpoint(tmp_path)
+    assert checkpoint["temporal_heads"] == {}
+    assert checkpoint["progress"]["skipped"] == 1
+    assert checkpoint["bank"]["_extra_state"] == 16 * 6
+    terms = [read_log(tmp_path, name) for name in temporal.CONTRASTS]
+    assert read_log(tmp_path) == pytest.approx([sum(of_step) for of_step in zip(*terms)])
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text().replace("loss nan", "")
+
+
+def test_fine_tuning_takes_the_networks_and_neither_heads_nor_bank(whole, toy, tmp_path):
+    out, _ = whole
+    ckpt = out / "checkpoint.pt"
+    _, printed = fine_tune(toy, tmp_path, "toy-action", "--ckpt", ckpt, "--probe", "--frames", 4)
+    assert f"weights: video of {ckpt} (epoch 2, step 14, k 2)" in printed
+
+
+def test_held_out_clips_are_played_at_all_speeds_and_keyed_apart_from_training(world):
+    args = temporal.parse_args(flags_of(world, "unused"))
+    fmt = Format.of(args)
+    titles = temporal.TemporalTitles(world / "films", fmt, temporal.parse_speeds(args.speeds))
+    shares = temporal.held_out_shares(titles, args)
+    assert [len(share) for share in shares] == [8, 8, 8]  # 4 snippets of 6 titles
+    keys = {key for share in shares for _, _, key in share}
+    assert len(keys) == 24 and {len(key) for key in keys} == {5}
+    labels = [titles[sample] for sample in shares[0] + shares[1]]
+    assert {item["speed_video"] for item in labels} == {0, 1}
+    assert {item["backward_audio"] for item in labels} == {0, 1}
+    args.w = args.k = 100
+    assert temporal.held_out_shares(titles, args) == []
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--speeds 1,2,4", "--speeds 1,2,4: must be whole numbers of the sight, then of the sound"),
+        ("--speeds 1,x/1,2", "from 1 upwards: 1,2,4,8/1,2"),
+        ("--speeds 2,4/1,2", "from 1 upwards"),
+        ("--speeds 1,2,2/1,2", "from 1 upwards"),
+        ("--speeds 1/1,2", "two or more of each, or leave speed out of --tasks"),
+        ("--tasks speed,pitch", "none, or some of speed, direction, order, each once"),
+        ("--tasks none,speed", "none, or some of speed, direction, order, each once"),
+        ("--rate 22050", "--rate 22050: must be 16000 at the most"),
+        ("--bank 100", "--bank 100: must be 0, or a multiple of --batch-size (64) and 296 or more"),
+        ("--bank 256", "296 or more, 4 x (10 + --mined-negatives)"),
+        ("--mined-negatives 0", "above 0 (--bank 0 mines none)"),
+        ("--k 1", "a clip needs another one of its title"),
+        ("--k 64", "and negatives of other titles"),
+        ("--k 8", "--w 5: must be --k (8) or more"),
+        ("--tau 0", "--tau 0.0: must be above 0"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(flags, message, tmp_path):
+    out = tmp_path / "out"
+    found = refused("papers.temporal", "--toy", "--out", out, *flags.split())
+    assert message in found
+    assert not out.exists()
