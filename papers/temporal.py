@@ -8,6 +8,10 @@ Temporal Self-Supervision" (Jenni, Black, Collomosse, 2023).
     python -m papers.temporal --tasks speed             one task beside the contrast,
     python -m papers.temporal --bank 0                  no mined pairs
 
+Prepared files are read faster. Each of their frames has to be a key frame:
+
+    python -m media prepare FILMS datasets/movies --fps 10 --gop 1 --short-side 128
+
 The networks and their sampler, data, runs and checkpoints are those of pretrain.py. What differs:
 
     clips       Sight and sound are each played at a speed of their own, forward or backward.
@@ -20,7 +24,7 @@ Only the paper's abstract was at hand. Found in it are the tasks, the two contra
 positives and negatives that supplement the usual pairs depend on the sample and on the evolving
 feature space. Found in prior code of the first author are 16 frames, speeds of 1, 2, 4 and 8 of
 the sight, the three classes of order, AdamW, its learning rate and weight decay, and the cosine.
-All else is our choice.
+All else is our choice: nothing else of the method is known to us.
 
 B clips of a share; T frames of H x W pixels; P mel filters; Q audio frames; d = 512, the size of
 an embedding; C = 8 * width, the channels of a network's last map; N mined negatives of a clip.
@@ -397,8 +401,8 @@ def one_of(positive, negatives):
     return torch.cat([positive, negatives], 1).logsumexp(1) - positive.squeeze(1)
 
 
-NEAREST = 5  # A mined positive is one of so many.
-FIRST_NEGATIVE = 10  # Mined negatives have this rank or a higher one, counted from 0.
+NEAREST = 5  # A mined positive is one of so many (our choice).
+FIRST_NEGATIVE = 10  # Mined negatives have this rank or a higher one, from 0 (our choice).
 
 
 class Bank(nn.Module):
@@ -406,9 +410,9 @@ class Bank(nn.Module):
 
     size  of the bank, in clips
 
-    Entry (size, d) of sight and sound, at unit length and without gradient, and their titles. All
-    processes hold the same bank, and a checkpoint keeps it. Our choice are its size, that its
-    embeddings are those of the steps in which they were trained on, and the ranks.
+    It holds the embeddings (size, d) of sight and of sound, at unit length and without gradient, as
+    they were in the step that trained on them, and the titles. All processes hold the same bank,
+    and a checkpoint keeps it.
     """
 
     def __init__(self, size, d):
@@ -572,6 +576,8 @@ TOY = {
     "data": "datasets/toy-time/films",
     "short_side": 34,
     "crop": 28,
+    "rate": 8000,
+    "hop": 80,
     "speeds": "1,2,4/1,2",
     "w": 5,
     "width": 16,
@@ -583,7 +589,8 @@ TOY = {
     "measure_every": 0.5,
     "workers": 2,
 }
-# Its world has more frames a second, no groups of pictures, and an arrow of time.
+# Its world has more frames a second, no groups of pictures, and an arrow of time. Its sound has
+# 16 kHz, twice the rate at which it is heard: what it lacks above would tell the speed.
 TOY_WORLD = {"fps": 10, "gop": 1, "tiring": 0.75}
 
 
@@ -624,10 +631,8 @@ def add_training_flags(add):
     share = "clips that are contrasted together: 512 / 8 GPUs (our choice)"
     add("--share", type=int, default=64, help=share)
     add("--k", type=int, default=2, help="clips of a title in a share (our choice)")
-    window = (
-        "window that they come from, in clips at speed 1; with 7 a third of the pairs overlap, "
-    )
-    window += "as many as are before and after: half of those of sights, a seventh of sounds (ours)"
+    window = "window that they come from, in clips at speed 1: so the three classes of order are "
+    window += "equally frequent, over all pairs of sights and sounds (our choice)"
     add("--w", type=int, default=7, help=window)
     add("--epochs", type=int, default=10, help="of sum M_n / batch steps (our choice)")
     lr = "of AdamW, after --warmup; then a cosine to 0, as in prior code of the first author"
@@ -745,14 +750,15 @@ def add_to_bank(bank, own, processes):
 
 
 def chance_levels(sampler, train, args, batches=20):
-    """What guessing gives: (chance, by_speed).
+    """What guessing gives, {name: level}, counted over some minibatches.
 
-    chance    {name in the log: level}: of `loss` and of each contrast what tells nothing apart
-              has, once the bank is full; of each accuracy the share of the most frequent class
-    by_speed  {name of an accuracy of order: level}, of one that knows no more than the speeds of
-              both clips: the faster they are, the more they overlap
+        loss, contrast_x    what tells nothing apart has, once pairs are mined
+        unmined             what each contrast has before the bank is full
+        accuracy_x          the share of the most frequent class
+        by_speed_order_x    the accuracy of one that knows no more than the speeds of both clips:
+                            the faster they are, the more they overlap
 
-    Order is counted over some minibatches, with all speeds that two clips can have.
+    Order is counted with all speeds that two clips can have.
     """
     heads = heads_of(args.tasks)
     of_video = [p * train.clip.seconds for p in train.speeds[0]]
@@ -760,7 +766,7 @@ def chance_levels(sampler, train, args, batches=20):
     spans = {"vv": (of_video, of_video), "aa": (of_audio, of_audio), "va": (of_video, of_audio)}
     orders = {f"order_{pair}": list(product(*of_pair)) for pair, of_pair in spans.items()}
     counts = {name: torch.zeros(len(orders[name]), 3) for name in orders}  # (pairs of spans, 3)
-    contrast_levels = []
+    negatives = []  # of each clip, in its share
     for i in range(batches):
         batch = sampler.batch(i * len(sampler) // batches)
         for place in range(0, len(batch), args.share):
@@ -772,13 +778,12 @@ def chance_levels(sampler, train, args, batches=20):
                 for row, (span, other_span) in enumerate(pairs):
                     order = order_of(begin, span, other_begin, other_span)
                     counts[name][row] += order.bincount(minlength=3)
-            negatives = (title[:, None] != title[None, :]).sum(1)
-            if args.bank:
-                negatives = negatives + args.mined_negatives
-            contrast_levels.append((1 + negatives).log().mean().item())
-    chance = dict.fromkeys(CONTRASTS, sum(contrast_levels) / len(contrast_levels))
-    chance["loss"] = sum(chance.values())
-    by_speed = {}
+            negatives.append((title[:, None] != title[None, :]).sum(1))
+    negatives = torch.cat(negatives)
+    mined = args.mined_negatives if args.bank else 0
+    level = (1 + negatives + mined).log().mean().item()
+    chance = {"unmined": (1 + negatives).log().mean().item(), **dict.fromkeys(CONTRASTS, level)}
+    chance["loss"] = 3 * level
     for name in heads:
         classes = classes_of(name, train.speeds)
         chance["loss"] += math.log(classes)
@@ -786,8 +791,8 @@ def chance_levels(sampler, train, args, batches=20):
         if name in orders:
             total = counts[name].sum()
             chance[f"accuracy_{name}"] = (counts[name].sum(0).max() / total).item()
-            by_speed[f"accuracy_{name}"] = (counts[name].amax(1).sum() / total).item()
-    return chance, by_speed
+            chance[f"by_speed_{name}"] = (counts[name].amax(1).sum() / total).item()
+    return chance
 
 
 def held_out_shares(held_out, args):
@@ -851,7 +856,7 @@ def measure_held_out(run, held_out, model, fronts, args, processes, step):
         return
     run.log(step=step, **measures)
     words = [f"{name} {value:.2f}" for name, value in measures.items() if name != "replaced"]
-    processes.report(f"step {step:>6}  {', '.join(words).replace('held_out_', '')}")
+    processes.report(f"step {step:>6}  held out: {', '.join(words).replace('held_out_', '')}")
 
 
 def report_leaks(run, heads, step, steps_per_epoch, processes):
@@ -864,9 +869,9 @@ def report_leaks(run, heads, step, steps_per_epoch, processes):
     leaks = []
     for name in heads:
         values = [row[f"accuracy_{name}"] for row in run.rows if f"accuracy_{name}" in row]
-        if values and sum(values) / len(values) >= LEAK:
+        mean = sum(values) / max(1, len(values))
+        if mean >= LEAK:
             leaks.append(name)
-            mean = sum(values) / len(values)
             processes.report(
                 f"warning   {name} is right in {mean:.1%} of the clips of the first epoch: it is a "
                 "leak or a triviality"
@@ -921,25 +926,26 @@ def draw_run(rows, args, path):
 def report_start(run, args, titles, train, held_out, sampler, processes, resumed, step):
     """Print what this run is, before it begins; print and log what guessing gives."""
     report = processes.report
-    chance, by_speed = chance_levels(sampler, train, args)
+    chance = chance_levels(sampler, train, args)
     if not resumed:
-        run.log(step=0, chance=chance, chance_by_speed=by_speed)
+        run.log(step=0, chance=chance)
     report_titles(titles, train, held_out, "synchronisation", processes)
     shares = args.batch_size // args.share
-    report(f"batch     {args.batch_size} = {shares} x {args.share} contrasted together: {args.k}")
+    report(
+        f"batch     {args.batch_size} = {shares} x {args.share} contrasted together: k = {args.k}"
+    )
     report(f"          clips from each of {sampler.groups} titles, window {args.w}")
     for name in CONTRASTS:
         report(f"term      {name}: a loss of {chance[name]:.2f} tells nothing apart")
-    for name in heads_of(args.tasks):
-        level = chance[f"accuracy_{name}"]
-        classes = classes_of(name, train.speeds)
-        line = f"task      {name}: {classes} classes, and chance is {level:.2f}"
-        if f"accuracy_{name}" in by_speed:
-            line += f", or {by_speed[f'accuracy_{name}']:.2f} for one that knows the speeds only"
-        report(line)
     if args.bank:
-        steps = args.bank // args.batch_size
-        report(f"bank      of {args.bank} clips, mined from step {steps + 1} on")
+        first = args.bank // args.batch_size + 1
+        report(f"          with mined pairs, from step {first} on; before, {chance['unmined']:.2f}")
+    for name in heads_of(args.tasks):
+        classes = classes_of(name, train.speeds)
+        line = f"task      {name}: {classes} classes, chance {chance[f'accuracy_{name}']:.2f}"
+        if name in TASKS["order"]:
+            line += f", or {chance[f'by_speed_{name}']:.2f} for one that knows the speeds only"
+        report(line)
     report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
     report_run(args, processes, resumed, step)
 
