@@ -32,6 +32,7 @@ import os
 import sys
 import time
 from itertools import zip_longest
+from pathlib import Path
 
 import av
 import numpy as np
@@ -56,6 +57,7 @@ from media.format import (
 )
 from media.prepare import check_prepared
 from media.reader import CENTRE, Reader, crop, read_snippets
+from media.toy import make_toy
 
 # -------------------------------------------------------------------------------------------------
 # Worker: one snippet of a title
@@ -274,6 +276,25 @@ class Titles(Dataset):
 
     def __getstate__(self):
         return {**self.__dict__, "reader": None}  # an open file cannot be sent to a worker
+
+
+def open_titles(args, fmt, toy, processes, **options):
+    """The Titles of --data; with --toy, the toy world is rendered first where it is missing.
+
+    toy      the defaults of --toy, with the folder of its films
+    options  of `Titles`
+
+    Rank 0 indexes the collection; all ranks get the same titles, or raise the same error.
+    """
+
+    def find():
+        if args.toy and args.data == toy["data"] and not os.path.exists(args.data):
+            world = Path(args.data).parent
+            processes.report(f"no toy world at {world}: rendering it")
+            make_toy(world)
+        return Titles(args.data, fmt, args.language, quiet=False, **options)
+
+    return processes.on_rank_0(find)
 
 
 def check_stride(stride, scenes):

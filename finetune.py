@@ -31,14 +31,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data import ESC50, AudioFrontEnd, LabeledVideos, VideoFrontEnd, front_end_state
-from harness.errors import BadInput, check_rules, make_parser, one_line_errors
+from harness.errors import BadInput, make_parser, one_line_errors
+from harness.flags import check_rules, names_of_flags
 from harness.run import (
     Processes,
     Progress,
     Run,
     StopSignals,
     load_plain,
-    names_of_flags,
     obey_parent_only,
     reason_to_end,
 )

@@ -19,11 +19,9 @@ samples of sound; P mel filters; Q audio frames; d = 512, the size of an embeddi
 
 import argparse
 import math
-import os
 import time
 from collections import Counter
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -31,40 +29,41 @@ from torch.nn.utils import get_total_norm
 
 from data import (
     AudioFrontEnd,
-    Titles,
     VideoFrontEnd,
     check_titles,
     embed_held_out,
     front_end_state,
     measure_log_mel,
     next_batch,
+    open_titles,
     own_shares,
     read_shares,
 )
 from harness.curves import draw, draw_histograms, summarise
-from harness.errors import BadInput, check_rules, make_parser, moved, one_line_errors
+from harness.errors import BadInput, make_parser, moved, one_line_errors
+from harness.flags import MAY_CHANGE, add_run_flags, check_rules, names_of_flags, rules_of_run
 from harness.run import (
     NOTHING_DONE,
     Processes,
     Progress,
     Run,
     StopSignals,
-    checkpoint_of,
     count,
     count_step,
     describe_rate,
     is_too_bad,
     log_step,
-    names_of_flags,
     reason_to_end,
+    report_run,
+    report_titles,
     report_totals,
     resume,
+    save_run,
     unreadable,
 )
 from loss import CHANCE, MEASURES, discrepancy, gather, nce_loss, synchronisation
 from media.collection import collection_name
 from media.format import Format
-from media.toy import make_toy
 from models import AudioVisualModel, largest_map, restore_statistics, update_statistics
 from sampler import HierarchicalSampler, IidSampler
 
@@ -91,16 +90,7 @@ TOY = {
 }
 
 # Settings that may differ when a run is resumed, since they change nothing that is trained.
-MAY_CHANGE = (
-    "out",
-    "processes",
-    "workers",
-    "compile",
-    "save_minutes",
-    "keep",
-    "max_bad",
-    "measure_every",
-)
+MAY_CHANGE = (*MAY_CHANGE, "compile")
 
 
 def before(args):
@@ -177,19 +167,6 @@ def add_training_flags(add):
     add("--compile", action="store_true", help="compile the networks (our choice: off)")
 
 
-def add_run_flags(add):
-    add("--language", help="audio track to prefer, as files tag it: eng, deu (our choice: none)")
-    add("--held-out", type=float, default=0.1, help="share of the titles for Equation 2 only (4.2)")
-    add("--held-out-snippets", type=int, default=32, help="of each held-out title (our choice)")
-    add("--measure-every", type=float, default=1.0, help="epochs between measurements (our choice)")
-    add("--seed", type=int, default=0, help="of all that is drawn at random")
-    max_bad = "stop when more than this share of the snippets cannot be read (our choice)"
-    add("--max-bad", type=float, default=0.01, help=max_bad)
-    add("--workers", type=int, default=8, help="processes that read, for each training process")
-    add("--save-minutes", type=float, default=10, help="between checkpoints; 0: at each step")
-    add("--keep", action="store_true", help="keep the weights of each epoch, as epochN.pt")
-
-
 def leave_out_k_and_w(args, parser):
     """The shuffled baseline takes each snippet by itself, which is k = 1 in logs and files."""
     has_k = args.k not in (1, parser.get_default("k"))
@@ -222,17 +199,7 @@ def check_args(args, world_size):
     """Raise BadInput for whatever can be told from the flags alone."""
     shares = args.batch_size // max(1, args.share)
     rules = [
-        (
-            "share",
-            args.share >= 2 and args.batch_size % args.share == 0,
-            f"2 or more, and a divisor of --batch-size, {args.batch_size}",
-        ),
-        (
-            "batch_size",
-            shares % world_size == 0,
-            f"{args.share} for each process or a multiple, since each of the {world_size} takes "
-            "whole shares (or lower --share)",
-        ),
+        *rules_of_run(args, world_size),
         (
             "gather",
             not args.gather or shares == world_size,
@@ -249,36 +216,15 @@ def check_args(args, world_size):
             args.w in (None, "scene") or args.w >= args.k,
             f"scene, or --k ({args.k}) or more, since a window holds k distinct snippets",
         ),
-        (
-            "crop",
-            0 < args.crop <= args.short_side,
-            f"above 0, and --short-side ({args.short_side}) or less",
-        ),
         ("tau", args.tau is None or args.tau > 0, "above 0"),
-        ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
-        ("held_out", 0 <= args.held_out < 1, "from 0 to below 1"),
+        ("jitter", args.jitter >= 0, "0 or more"),
     ]
-    for name in ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels"):
-        rules.append((name, getattr(args, name) > 0, "above 0"))
-    for name in ("held_out_snippets", "measure_every"):
-        rules.append((name, getattr(args, name) > 0, "above 0"))
-    for name in ("warmup", "jitter", "seed", "workers", "max_bad", "save_minutes"):
-        rules.append((name, getattr(args, name) >= 0, "0 or more"))
     check_rules(args, rules)
 
 
 # -------------------------------------------------------------------------------------------------
 # Pieces of the run
 # -------------------------------------------------------------------------------------------------
-
-
-def open_titles(args, fmt, report):
-    """The collection of --data; with --toy, the toy world is rendered first where it is missing."""
-    if args.toy and args.data == TOY["data"] and not os.path.exists(args.data):
-        world = Path(args.data).parent
-        report(f"no toy world at {world}: rendering it")
-        make_toy(world)
-    return Titles(args.data, fmt, args.language, quiet=False, scenes=args.w == "scene")
 
 
 def make_sampler(args, train):
@@ -335,17 +281,6 @@ def finish(run, done, since_start, total_steps, args, processes):
     result = {"arguments": run.settings, "done": done, **summarise(run.rows, MEASURES)}
     run.finish(result)
     processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
-
-
-def save_run(run, model, optimizer, front_end, sampler, train, args, step, done):
-    """Write checkpoint.pt and curves.png, after `step` steps; with --keep the epoch's weights."""
-    state = checkpoint_of(model, optimizer, front_end, sampler, train, step, done)
-    run.save(state)
-    epoch, step_of_epoch = divmod(step, len(sampler))
-    if args.keep and step > 0 and step_of_epoch == 0:
-        run.keep_epoch(state, epoch)
-    if run.rank == 0:
-        run.write("curves.png", partial(draw_run, run.rows, args))
 
 
 def draw_run(rows, args, path):
@@ -423,12 +358,8 @@ def describe_passes(args, train, sampler):
 
 def report_start(args, titles, train, held_out, sampler, processes, resumed, step):
     """Print what this run is, before it begins."""
-    report, world_size = processes.report, processes.world_size
-    snippets = f"{sum(train.counts)} snippets of {train.fmt.seconds:g} s"
-    few = "" if len(held_out) > 1 else " (Equation 2 needs two: it is not measured)"
-    report(f"titles    {len(train)} to train on ({snippets}), {len(held_out)} held out{few}")
-    for i, (path, why) in enumerate(titles.skipped):
-        report(f"          skipped {i + 1} of {len(titles.skipped)}: {path}: {why}")
+    report = processes.report
+    report_titles(titles, train, held_out, "Equation 2", processes)
     short = [name for name, M in zip(train.names, train.counts) if M < args.k]
     if short:
         report(f"          {len(short)} shorter than k = {args.k} snippets: {', '.join(short)}")
@@ -446,10 +377,7 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
     report(f"          a loss of {chance:.2f} tells nothing apart")
     passes = describe_passes(args, train, sampler)
     report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs; an epoch makes {passes}")
-    device = f"{world_size} x {processes.device.type} in {processes.precision}"
-    turns = f", {shares // world_size} shares in turn" if shares > world_size else ""
-    state = f"resumed after step {step}" if resumed else "new"
-    report(f"run       {args.out}, on {device}{turns}, {state}")
+    report_run(args, processes, resumed, step)
 
 
 def loss_of_share(batch, batch_key, fronts, parallel, args, processes):
@@ -487,9 +415,9 @@ def main(args):
     torch.backends.cudnn.benchmark = True
     run = Run(args.out, processes, {**vars(args), "processes": world_size}, MAY_CHANGE, before)
 
-    # Data. Rank 0 indexes the collection; all ranks get the same titles, or raise the same error.
+    # Data. All ranks get the same titles, or raise the same error.
     fmt = Format.of(args)
-    titles = processes.on_rank_0(lambda: open_titles(args, fmt, processes.report))
+    titles = open_titles(args, fmt, TOY, processes, scenes=args.w == "scene")
     train, held_out = titles.split(args.held_out, args.seed)
     if args.title == "episode":
         train = train.episodes()
@@ -522,7 +450,7 @@ def main(args):
     front_end = front_end_state(fmt, video_front, audio_front)
     fronts = (video_front, audio_front)
     measure = partial(measure_held_out, run, held_out, model, fronts, args, processes)
-    save = partial(save_run, run, model, optimizer, front_end, sampler, train, args)
+    save = partial(save_run, run, model, optimizer, front_end, sampler, train, args, draw_run)
     if not resumed:
         measure(0)
         save(0, done)

@@ -133,6 +133,7 @@ import lab.show
 import loss
 import media.__main__
 import models
+import papers.avts
 import pretrain
 import sampler
 from data import ESC50, AudioFrontEnd, Labeled, LabeledVideos, Titles, VideoFrontEnd
@@ -1494,7 +1495,7 @@ def test_the_toy_world_is_made_where_it_is_not_there(toy, tmp_path, monkeypatch)
         shutil.copytree(toy, root)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pretrain, "make_toy", make_toy)
+    monkeypatch.setattr(data, "make_toy", make_toy)
     monkeypatch.setattr(pretrain, "nce_loss", stop)
     flags = "--toy --k 4 --seed 1 --width 8 --batch-size 16 --workers 0"
     args = pretrain.parse_args(flags.split())
@@ -2303,7 +2304,7 @@ def test_what_fine_tuning_refuses(run, toy, tmp_path):
 
 
 def test_pixels_follow_the_crop_of_the_checkpoint_in_proportion():
-    """7.2: "proportionally adjusted"; the README has both readings of it for Table 5."""
+    """7.2: "proportionally adjusted"; lab/README.md has both readings of it for Table 5."""
     task = finetune.TASKS["hmdb51"]
     for size, scale, short_side in ((158, [181, 226], 190), (200, [229, 286], 241)):
         args = finetune.parse_args(["--task", "hmdb51"])
@@ -2330,6 +2331,7 @@ PARSERS = {
     "-m lab.compare": lab.compare.parse_args,
     "-m lab.evaluate": lab.evaluate.parse_args,
     "-m lab.findings": lab.findings.parse_args,
+    "-m papers.avts": papers.avts.parse_args,
 }
 
 
@@ -2343,7 +2345,7 @@ def documents():
 
 def test_the_commands_in_the_documents_are_understood():
     names = "|".join(re.escape(name) for name in PARSERS)
-    start = rf"^ *(?:python|torchrun --nproc_per_node 8) ({names})"
+    start = rf"^ *(?:python|torchrun --nproc_per_node [48]) ({names})"
     command = re.compile(rf"{start}(?: ([^$\n]*?))?(?: {{2,}}[^$\n]*)?$", re.MULTILINE)
     found = command.findall("\n".join(documents()))
     assert {name for name, _ in found} == PARSERS.keys()

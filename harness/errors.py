@@ -43,13 +43,6 @@ def add_command(commands, name, help):
     return command
 
 
-def check_rules(args, rules):
-    """Raise BadInput for the first flag whose rule does not hold: (its name, whether, the rule)."""
-    for name, holds, rule in rules:
-        if not holds:
-            raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {rule}")
-
-
 def printable(text):
     """The text as any terminal can print it: the name of a file need not be valid UTF-8."""
     return str(text).encode(errors="backslashreplace").decode()

@@ -330,6 +330,36 @@ class Progress:
 
 
 # -------------------------------------------------------------------------------------------------
+# What a run is, in words, before it begins
+# -------------------------------------------------------------------------------------------------
+
+
+def report_titles(titles, train, held_out, measured, processes):
+    """Report what is trained on, what is held out, and what was skipped.
+
+    measured  what held-out titles are for; two are needed
+    """
+    report = processes.report
+    snippets = f"{sum(train.counts)} snippets of {train.fmt.seconds:g} s"
+    if train.stride != train.fmt.seconds:
+        snippets += f", {train.stride:g} s apart"
+    few = "" if len(held_out) > 1 else f" ({measured} needs two: it is not measured)"
+    report(f"titles    {len(train)} to train on ({snippets}), {len(held_out)} held out{few}")
+    for i, (path, why) in enumerate(titles.skipped):
+        report(f"          skipped {i + 1} of {len(titles.skipped)}: {path}: {why}")
+
+
+def report_run(args, processes, resumed, step):
+    """Report where a run is written, on what it runs, and whether it is new."""
+    world_size = processes.world_size
+    device = f"{world_size} x {processes.device.type} in {processes.precision}"
+    shares = args.batch_size // args.share
+    turns = f", {shares // world_size} shares in turn" if shares > world_size else ""
+    state = f"resumed after step {step}" if resumed else "new"
+    processes.report(f"run       {args.out}, on {device}{turns}, {state}")
+
+
+# -------------------------------------------------------------------------------------------------
 # Accounting: where the snippets went, and how long they took
 #
 # done         of all steps of a run: NOTHING_DONE, counted up
@@ -614,6 +644,19 @@ def checkpoint_of(model, optimizer, front_end, sampler, train, step, done):
     }
 
 
+def save_run(run, model, optimizer, front_end, sampler, train, args, draw, step, done):
+    """Write checkpoint.pt and curves.png, after `step` steps; with --keep the epoch's weights.
+
+    draw  draw(rows of the log, args, path) writes the picture
+    """
+    state = checkpoint_of(model, optimizer, front_end, sampler, train, step, done)
+    run.save(state)
+    epoch, step_of_epoch = divmod(step, len(sampler))
+    if args.keep and step > 0 and step_of_epoch == 0:
+        run.keep_epoch(state, epoch)
+    run.write("curves.png", lambda path: draw(run.rows, args, path))
+
+
 def resume(checkpoint, model, optimizer):
     """Load weights and optimiser; return the steps until then, and what was `done` in them."""
     for name, part in model.named_children():
@@ -623,25 +666,6 @@ def resume(checkpoint, model, optimizer):
     optimizer.load_state_dict(checkpoint["optimizer"])
     progress = checkpoint["progress"]
     return progress["step"], {name: progress.get(name, 0) for name in NOTHING_DONE}
-
-
-def names_of_flags(args, parser, elsewhere):
-    """What the name of a run says of flags that are not at their defaults: -seed1-gather.
-
-    elsewhere  flags that the name has already, and those that make no other run of it
-    """
-    name = ""
-    for flag, value in vars(args).items():
-        if flag in elsewhere or value == parser.get_default(flag):
-            continue
-        name += f"-{flag.replace('_', '-')}"
-        if flag == "data":
-            name += f"-{Path(value).resolve().name}"
-        elif isinstance(value, list):
-            name += "-".join(map(str, value))
-        elif value is not True:
-            name += f"{value}"
-    return name
 
 
 def load_checkpoint(path):

@@ -45,8 +45,9 @@ from finetune import (
     unique_items,
     views_of,
 )
-from harness.errors import add_command, check_rules, make_parser, one_line_errors
-from harness.run import Processes, Run, names_of_flags
+from harness.errors import add_command, make_parser, one_line_errors
+from harness.flags import check_rules, names_of_flags
+from harness.run import Processes, Run
 from media.format import Format
 from media.labels import SOUNDS
 

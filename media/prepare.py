@@ -89,7 +89,6 @@ EARLIER = {
     "require_language": False,
     "video": "mpeg4 qmax=3 qmin=3",
     "sound": "ac3 b=96k",
-    "gop": None,  # frames; a group of pictures is as long as a snippet
 }
 
 
@@ -119,7 +118,7 @@ def write_media(path, pieces, fmt, picture, sound, gop=None):
     lead = math.ceil(LEAD * fmt.fps)  # frames
     # FFmpeg's "bitexact" leaves out its version and the date.
     with av.open(str(path), "w", format=container, options={"fflags": "+bitexact"}) as out:
-        video = add_video(out, fmt, gop, *picture)
+        video = add_video(out, fmt, *picture)
         audio = SoundTrack(out, fmt.rate, *sound)
         for m, (images, waveform) in enumerate(single_snippets(pieces, fmt)):
             if m == 0:
@@ -135,11 +134,11 @@ def write_media(path, pieces, fmt, picture, sound, gop=None):
         audio.finish()
 
 
-def add_video(out, fmt, gop, codec, options):
+def add_video(out, fmt, codec, options):
     """Mark an open container as prepared, add a video stream to it, and return that."""
     out.metadata["COMMENT"] = MARK
     every_video = {
-        "g": str(gop),
+        "g": str(fmt.frames),
         "bf": "0",
         "sc_threshold": "1000000000",  # A cut to another scene starts no group of pictures.
         "threads": "1",
@@ -532,7 +531,7 @@ def check_target(source, target, fmt, language, require_language=False, gop=None
         "require_language": require_language,
         "video": describe_codec(*PREPARED["picture"]),
         "sound": describe_codec(*PREPARED["sound"]),
-        "gop": None if gop == fmt.frames else gop,
+        "gop": None if gop == fmt.frames else gop,  # None is the default.
     }
     path = target / NOTE
     if path.exists():
@@ -550,7 +549,7 @@ def check_target(source, target, fmt, language, require_language=False, gop=None
                 "and repeat the command"
             )
     if settings["gop"] is None:
-        del settings["gop"]  # A note of the default says what it said before there was a choice.
+        del settings["gop"]  # So the note is what it was before there was a choice.
     return settings | {"source": here}
 
 

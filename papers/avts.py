@@ -2,7 +2,8 @@
 Self-Supervised Synchronization" (Korbar, Tran, Torresani, 2018).
 
     python -m papers.avts --toy                           the toy world, on a CPU, in minutes
-    torchrun --nproc_per_node 4 -m papers.avts            the paper: 4 GPUs, datasets/movies
+    python -m media prepare FILMS datasets/movies-25fps --frames 25 --fps 25 --short-side 224
+    torchrun --nproc_per_node 4 -m papers.avts            the paper: 4 GPUs, datasets/movies-25fps
     python -m papers.avts                                 the same run on one GPU, share by share
     python -m papers.avts --hard-share 0                  its ablations: easy negatives only,
     python -m papers.avts --hard-share 1 --hard-after 0   hard ones only,
@@ -28,10 +29,8 @@ filters; Q audio frames; d = 512, the size of an embedding.
 """
 
 import math
-import os
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -40,40 +39,41 @@ from torch.nn.utils import get_total_norm
 
 from data import (
     AudioFrontEnd,
-    Titles,
     VideoFrontEnd,
     check_titles,
     embed_held_out,
     front_end_state,
     measure_log_mel,
     next_batch,
+    open_titles,
     own_shares,
     read_shares,
 )
 from harness.curves import draw, summarise
-from harness.errors import BadInput, check_rules, make_parser, one_line_errors
+from harness.errors import BadInput, make_parser, one_line_errors
+from harness.flags import MAY_CHANGE, add_run_flags, check_rules, names_of_flags, rules_of_run
 from harness.run import (
     NOTHING_DONE,
     Processes,
     Progress,
     Run,
     StopSignals,
-    checkpoint_of,
     count,
     count_step,
     describe_rate,
     is_too_bad,
     log_step,
-    names_of_flags,
     reason_to_end,
+    report_run,
+    report_titles,
     report_totals,
     resume,
+    save_run,
     unreadable,
 )
 from loss import CHANCE, MEASURES, synchronisation
 from media.collection import collection_name
 from media.format import Format
-from media.toy import make_toy
 from models import AudioVisualModel, largest_map, restore_statistics, update_statistics
 from sampler import HierarchicalSampler
 
@@ -146,9 +146,9 @@ def margin_loss(d, easy, hard, hard_share, margin=0.99):
     return (positive + (1 - hard_share) * easy_term + hard_share * hard_term) / 2
 
 
-def hard_share_of(epoch, args):
-    """The curriculum: which share of the negatives is hard in this epoch, counted from 0."""
-    return args.hard_share if epoch >= args.hard_after else 0.0
+def hard_share_of(epochs, args):
+    """The curriculum: which share of the negatives is hard after so many epochs, a fraction."""
+    return args.hard_share if epochs >= args.hard_after else 0.0
 
 
 def loss_of_share(batch, hard_share, fronts, parallel, args, processes):
@@ -184,13 +184,11 @@ TOY = {
     "width": 16,
     "share": 64,
     "epochs": 2,
-    "hard_after": 1,
+    "hard_after": 1.0,
     "held_out_snippets": 64,
     "measure_every": 0.5,
     "workers": 2,
 }
-# Settings that may differ when a run is resumed, since they change nothing that is trained.
-MAY_CHANGE = ("out", "processes", "workers", "save_minutes", "keep", "max_bad", "measure_every")
 
 
 def parse_args(argv=None):
@@ -209,9 +207,14 @@ def parse_args(argv=None):
 
 
 def add_paper_flags(add):
+    add("--toy", action="store_true", help="small settings, on the toy world")
+    add("--data", default="datasets/movies-25fps", help="a folder of films and shows, or LIST.txt")
+    add("--out", help="folder of the run; default runs/avts- and a name from the flags")
+    title = "what a title is to the sampler: a show, or each of its files"
+    add("--title", choices=("show", "episode"), default="show", help=title)
     hard_share = "h, the share of hard negatives from --hard-after on; 0: easy ones alone"
     add("--hard-share", type=float, default=0.25, help=hard_share)
-    add("--hard-after", type=int, default=50, help="epochs of easy negatives alone")
+    add("--hard-after", type=float, default=50.0, help="epochs of easy negatives alone")
     superhard = "overlapping snippets in place of hard ones, which the paper found not to help"
     add("--superhard", action="store_true", help=superhard)
     add("--margin", type=float, default=0.99, help="m; distances go from 0 to 1")
@@ -227,24 +230,7 @@ def add_paper_flags(add):
     add("--lr", type=float, default=1e-3, help="of Adam, after --warmup; then a cosine to 0 (ours)")
     add("--warmup", type=float, default=1.0, help="epochs of linear warm-up from 1e-4 (our choice)")
     add("--width", type=int, default=64, help="channels of the first stage")
-
-
-def add_run_flags(add):
-    add("--toy", action="store_true", help="small settings, on the toy world")
-    add("--data", default="datasets/movies", help="a folder of films and shows, or LIST.txt")
-    add("--out", help="folder of the run; default runs/avts- and a name from the flags")
-    title = "what a title is to the sampler: a show, or each of its files"
-    add("--title", choices=("show", "episode"), default="show", help=title)
-    add("--language", help="audio track to prefer, as files tag it: eng, deu")
-    add("--held-out", type=float, default=0.1, help="share of the titles to measure on only")
-    add("--held-out-snippets", type=int, default=32, help="of each held-out title")
-    add("--measure-every", type=float, default=1.0, help="epochs between measurements")
     add("--precision", choices=("bf16", "fp32"), default="bf16", help="of networks on a GPU")
-    add("--seed", type=int, default=0, help="of all that is drawn at random")
-    add("--max-bad", type=float, default=0.01, help="stop when more of the snippets are unreadable")
-    add("--workers", type=int, default=8, help="processes that read, for each training process")
-    add("--save-minutes", type=float, default=10, help="between checkpoints; 0: at each step")
-    add("--keep", action="store_true", help="keep the weights of each epoch, as epochN.pt")
 
 
 def run_name(args, parser):
@@ -258,25 +244,15 @@ def run_name(args, parser):
 
 def check_args(args, world_size):
     """Raise BadInput for whatever can be told from the flags alone."""
-    shares = args.batch_size // max(1, args.share)
     asks_for_hard = args.hard_share > 0 and args.hard_after < args.epochs
     seconds = args.frames / max(args.fps, 1e-9)
     reach = (args.w - 1) * args.stride  # between the beginnings of two snippets of a window
     rules = [
+        *rules_of_run(args, world_size),
+        ("stride", args.stride > 0, "above 0"),
         ("hard_share", 0 <= args.hard_share <= 1, "from 0 to 1"),
         ("hard_after", args.hard_after >= 0, "0 or more"),
         ("margin", 0 < args.margin <= 1, "above 0, and 1 or less"),
-        (
-            "share",
-            args.share >= 2 and args.batch_size % args.share == 0,
-            f"2 or more, and a divisor of --batch-size, {args.batch_size}",
-        ),
-        (
-            "batch_size",
-            shares % world_size == 0,
-            f"{args.share} for each process or a multiple, since each of the {world_size} takes "
-            "whole shares (or lower --share)",
-        ),
         (
             "k",
             args.k > 0 and args.share % args.k == 0 and args.k < args.share,
@@ -295,33 +271,13 @@ def check_args(args, world_size):
             not asks_for_hard or not args.superhard or args.stride < seconds - ROUNDING,
             f"below {seconds:g} s, the length of a snippet: --superhard needs overlapping ones",
         ),
-        (
-            "crop",
-            0 < args.crop <= args.short_side,
-            f"above 0, and --short-side ({args.short_side}) or less",
-        ),
-        ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
-        ("held_out", 0 <= args.held_out < 1, "from 0 to below 1"),
     ]
-    for name in ("warmup", "seed", "workers", "max_bad", "save_minutes"):
-        rules.append((name, getattr(args, name) >= 0, "0 or more"))
-    positive = ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels", "stride")
-    positive += ("held_out_snippets", "measure_every")
-    rules = [(name, getattr(args, name) > 0, "above 0") for name in positive] + rules
     check_rules(args, rules)
 
 
 # -------------------------------------------------------------------------------------------------
 # Pieces of the run, as those of pretrain.py
 # -------------------------------------------------------------------------------------------------
-
-
-def open_titles(args, fmt, report):
-    if args.toy and args.data == TOY["data"] and not os.path.exists(args.data):
-        world = Path(args.data).parent
-        report(f"no toy world at {world}: rendering it")
-        make_toy(world)
-    return Titles(args.data, fmt, args.language, quiet=False, stride=args.stride)
 
 
 def make_sampler(args, train):
@@ -361,17 +317,6 @@ def measure_held_out(run, held_out, model, fronts, args, processes, step):
     processes.report(f"step {step:>6}  sync {same:.3f} same title, {other:.3f} other titles")
 
 
-def save_run(run, model, optimizer, front_end, sampler, train, args, step, done):
-    """Write checkpoint.pt and curves.png, after `step` steps; with --keep the epoch's weights."""
-    state = checkpoint_of(model, optimizer, front_end, sampler, train, step, done)
-    run.save(state)
-    epoch, step_of_epoch = divmod(step, len(sampler))
-    if args.keep and step > 0 and step_of_epoch == 0:
-        run.keep_epoch(state, epoch)
-    if run.rank == 0:
-        run.write("curves.png", partial(draw_run, run.rows, args))
-
-
 def draw_run(rows, args, path):
     """The loss, beside that of a network that tells nothing apart, and synchronisation."""
     groups = {"AVTS": {args.seed: summarise(rows, MEASURED)}}
@@ -381,12 +326,8 @@ def draw_run(rows, args, path):
 
 def report_start(args, titles, train, held_out, sampler, processes, resumed, step):
     """Print what this run is, before it begins."""
-    report, world_size = processes.report, processes.world_size
-    snippets = f"{sum(train.counts)} snippets of {train.fmt.seconds:g} s, {args.stride:g} s apart"
-    few = "" if len(held_out) > 1 else " (synchronisation needs two: it is not measured)"
-    report(f"titles    {len(train)} to train on ({snippets}), {len(held_out)} held out{few}")
-    for i, (path, why) in enumerate(titles.skipped):
-        report(f"          skipped {i + 1} of {len(titles.skipped)}: {path}: {why}")
+    report = processes.report
+    report_titles(titles, train, held_out, "synchronisation", processes)
     shares = args.batch_size // args.share
     report(f"batch     {args.batch_size} = {shares} x {args.share} paired together: k = {args.k}")
     report(f"          snippets from each of {sampler.groups} titles, window {args.w}")
@@ -395,12 +336,9 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
     report(f"          {hard:.1f} hard ones, {superhard:.1f} super-hard ones")
     report(f"          a loss of {args.margin**2 / 4:.3f} tells nothing apart")
     kind = "super-hard" if args.superhard else "hard"
-    after = f"{args.hard_share:.0%} of the negatives {kind} after epoch {args.hard_after}"
+    after = f"{args.hard_share:.0%} of the negatives {kind} after epoch {args.hard_after:g}"
     report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs; {after}")
-    device = f"{world_size} x {processes.device.type} in {processes.precision}"
-    turns = f", {shares // world_size} shares in turn" if shares > world_size else ""
-    state = f"resumed after step {step}" if resumed else "new"
-    report(f"run       {args.out}, on {device}{turns}, {state}")
+    report_run(args, processes, resumed, step)
 
 
 def mean_negatives(sampler, train, share, batches=20):
@@ -438,7 +376,7 @@ def main(args):
 
     # Data: a grid finer than a snippet, so that some snippets of a title overlap.
     fmt = Format.of(args)
-    titles = processes.on_rank_0(lambda: open_titles(args, fmt, processes.report))
+    titles = open_titles(args, fmt, TOY, processes, stride=args.stride)
     train, held_out = titles.split(args.held_out, args.seed)
     if args.title == "episode":
         train = train.episodes()
@@ -470,7 +408,7 @@ def main(args):
     report_start(args, titles, train, held_out, sampler, processes, resumed, start)
     front_end = front_end_state(fmt, *fronts)
     measure = partial(measure_held_out, run, held_out, model, fronts, args, processes)
-    save = partial(save_run, run, model, optimizer, front_end, sampler, train, args)
+    save = partial(save_run, run, model, optimizer, front_end, sampler, train, args, draw_run)
     if not resumed:
         measure(0)
         save(0, done)
@@ -494,7 +432,7 @@ def main(args):
             # Shares, one after another; their gradients add up.
             tick = time.perf_counter()
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
-            hard_share = hard_share_of(epoch, args)
+            hard_share = hard_share_of(step / steps_per_epoch, args)
             statistics = [buffer.clone() for buffer in model.buffers()]
             loss, snippets, failures, waited = 0.0, 0, [], 0.0
             optimizer.zero_grad()

@@ -1,0 +1,79 @@
+"""The flags that pretrainings share, what must hold of them, and how they name a run."""
+
+from pathlib import Path
+
+from harness.errors import BadInput
+
+# Settings that may differ when a run is resumed, since they change nothing that is trained.
+MAY_CHANGE = ("out", "processes", "workers", "save_minutes", "keep", "max_bad", "measure_every")
+
+
+def add_run_flags(add):
+    """Add the flags of all pretrainings that are not of a method. `add` is parser.add_argument."""
+    add("--language", help="audio track to prefer, as files tag it: eng, deu (our choice: none)")
+    add("--held-out", type=float, default=0.1, help="share of the titles to measure on only (4.2)")
+    add("--held-out-snippets", type=int, default=32, help="of each held-out title (our choice)")
+    add("--measure-every", type=float, default=1.0, help="epochs between measurements (our choice)")
+    add("--seed", type=int, default=0, help="of all that is drawn at random")
+    max_bad = "stop when more than this share of the snippets cannot be read (our choice)"
+    add("--max-bad", type=float, default=0.01, help=max_bad)
+    add("--workers", type=int, default=8, help="processes that read, for each training process")
+    add("--save-minutes", type=float, default=10, help="between checkpoints; 0: at each step")
+    add("--keep", action="store_true", help="keep the weights of each epoch, as epochN.pt")
+
+
+def rules_of_run(args, world_size):
+    """What must hold of the flags that all pretrainings have: see `check_rules`."""
+    shares = args.batch_size // max(1, args.share)
+    rules = [
+        (
+            "share",
+            args.share >= 2 and args.batch_size % args.share == 0,
+            f"2 or more, and a divisor of --batch-size, {args.batch_size}",
+        ),
+        (
+            "batch_size",
+            shares % world_size == 0,
+            f"{args.share} for each process or a multiple, since each of the {world_size} takes "
+            "whole shares (or lower --share)",
+        ),
+        (
+            "crop",
+            0 < args.crop <= args.short_side,
+            f"above 0, and --short-side ({args.short_side}) or less",
+        ),
+        ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
+        ("held_out", 0 <= args.held_out < 1, "from 0 to below 1"),
+    ]
+    positive = ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels")
+    for name in (*positive, "held_out_snippets", "measure_every"):
+        rules.append((name, getattr(args, name) > 0, "above 0"))
+    for name in ("warmup", "seed", "workers", "max_bad", "save_minutes"):
+        rules.append((name, getattr(args, name) >= 0, "0 or more"))
+    return rules
+
+
+def check_rules(args, rules):
+    """Raise BadInput for the first flag whose rule does not hold: (its name, whether, the rule)."""
+    for name, holds, rule in rules:
+        if not holds:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {rule}")
+
+
+def names_of_flags(args, parser, elsewhere):
+    """What the name of a run says of flags that are not at their defaults: -seed1-gather.
+
+    elsewhere  flags that the name has already, and those that make no other run of it
+    """
+    name = ""
+    for flag, value in vars(args).items():
+        if flag in elsewhere or value == parser.get_default(flag):
+            continue
+        name += f"-{flag.replace('_', '-')}"
+        if flag == "data":
+            name += f"-{Path(value).resolve().name}"
+        elif isinstance(value, list):
+            name += "-".join(map(str, value))
+        elif value is not True:
+            name += f"{value}"
+    return name
