@@ -6,6 +6,7 @@
     python -m lab.evaluate svm --task dcase2014                an untrained network
     python -m lab.evaluate retrieve --task ucf101 --ckpt FILE       also hmdb51, esc50, the toy's
     python -m lab.evaluate retrieve --task toy-action --split all --ckpt FILE
+    python -m lab.evaluate fingerprint --data FOLDER --ckpt FILE    distorted clips, see there
 
 `svm` is how AVTS (Korbar, Tran and Torresani, 2018) tests its audio network, as we remember it and
 have not verified: a one-vs-all linear SVM on features of equally spaced sub-clips of each file,
@@ -57,6 +58,9 @@ from finetune import (
 )
 from harness.errors import add_command, check_rules, make_parser, one_line_errors
 from harness.run import Processes, Run, names_of_flags
+from lab.fingerprint import add_fingerprint_flags, run_fingerprint
+from lab.nearest import cosine_similarity, rank_of_match
+from media.collection import collection_name
 from media.format import Format
 from media.labels import SOUNDS
 
@@ -315,27 +319,6 @@ def check_retrieve_args(args, task):
     check_rules(args, rules)
 
 
-def cosine_similarity(queries, gallery):
-    """Features (Q, D), (N, D) -> (Q, N), from -1 to 1; a vector of zeros is similar to none.
-
-    The order of a sum decides its last bits, and must not decide a tie. So the sums have fp64, and
-    are rounded to fp32.
-    """
-    queries = nn.functional.normalize(queries.double(), dim=1)
-    gallery = nn.functional.normalize(gallery.double(), dim=1)
-    return (queries @ gallery.T).float()
-
-
-def rank_of_match(similarity, is_match):
-    """The rank, from 1 on, of the most similar match of each query: (Q, N), bool (Q, N) -> (Q,).
-
-    What is no match and just as similar comes first, so that a network that tells nothing apart
-    finds nothing. Without any match the rank is N + 1.
-    """
-    best = similarity.masked_fill(~is_match, -torch.inf).amax(1, keepdim=True)  # (Q, 1)
-    return 1 + ((similarity >= best) & ~is_match).sum(1)
-
-
 def recall_of_chance(gallery_labels, labels, K):
     """R@K of a gallery in random order: the mean over queries of 1 - P(no match among K)."""
     N = len(gallery_labels)
@@ -542,7 +525,19 @@ def run_splits(args, source, fmt, sets, settings, of_split, report, finish):
 # Command line
 # -------------------------------------------------------------------------------------------------
 
-COMMANDS = {"svm": run_svm, "retrieve": run_retrieve}
+COMMANDS = {
+    "svm": (run_svm, add_svm_flags, "a linear SVM on frozen features of sounds, as AVTS has it"),
+    "retrieve": (
+        run_retrieve,
+        add_retrieve_flags,
+        "files of the same class, by the similarity of frozen features",
+    ),
+    "fingerprint": (
+        run_fingerprint,
+        add_fingerprint_flags,
+        "clips that are found again when they are distorted",
+    ),
+}
 
 
 def tasks_of(command):
@@ -554,25 +549,31 @@ def tasks_of(command):
 def parse_args(argv=None):
     parser = make_parser(__doc__, "python -m lab.evaluate")
     commands = parser.add_subparsers(dest="command", required=True)
-    svm = add_command(commands, "svm", "a linear SVM on frozen features of sounds, as AVTS has it")
-    add_svm_flags(svm)
-    words = "files of the same class, by the similarity of frozen features"
-    retrieve = add_command(commands, "retrieve", words)
-    add_retrieve_flags(retrieve)
+    parser_of = {}
+    for name, (_, add_flags, words) in COMMANDS.items():
+        parser_of[name] = add_command(commands, name, words)
+        add_flags(parser_of[name])
     known, _ = parser.parse_known_args(argv)
-    command = {"svm": svm, "retrieve": retrieve}[known.command]
-    flags = tasks_of(known.command)[known.task]["flags"]
-    command.set_defaults(**{name: flags[name] for name in flags if name in vars(known)})
+    command = parser_of[known.command]
+    has_task = "task" in vars(known)
+    if has_task:
+        flags = tasks_of(known.command)[known.task]["flags"]
+        command.set_defaults(**{name: flags[name] for name in flags if name in vars(known)})
     args = parser.parse_args(argv)
     if args.out is None:
-        name = f"{args.command}-{args.task}-{name_of_weights(args.ckpt)}"
-        name += names_of_flags(args, command, ("command", "task", "ckpt", *MAY_CHANGE))
+        if has_task:
+            subject, elsewhere = args.task, ("command", "task", "ckpt")
+        else:
+            subject, elsewhere = collection_name(args.data), ("command", "data", "ckpt")
+        name = f"{args.command}-{subject}-{name_of_weights(args.ckpt)}"
+        name += names_of_flags(args, command, (*elsewhere, *MAY_CHANGE))
         args.out = f"runs/{name}"
     return args
 
 
 if __name__ == "__main__":
-    resumes = "the same command resumes after the last split that was done"
+    resumes = "the same command resumes after the last split that was done, if there are splits"
     with one_line_errors("python -m lab.evaluate", interrupted=resumes):
         args = parse_args()
-        COMMANDS[args.command](args)
+        work, *_ = COMMANDS[args.command]
+        work(args)
