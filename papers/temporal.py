@@ -82,6 +82,7 @@ from harness.run import (
 from loss import CHANCE, MEASURES, gather, synchronisation
 from media.collection import collection_name
 from media.format import HELD_OUT_CLIP, MINING, PLAYBACK, SNIPPET_CROP, Format, rng_of
+from media.prepare import check_prepared
 from media.reader import CENTRE, check_whole
 from models import AudioVisualModel, largest_map, restore_statistics, update_statistics
 from sampler import HierarchicalSampler
@@ -91,6 +92,27 @@ LEAK = 0.99  # A task whose accuracy is as high in the first epoch is no task.
 
 # -------------------------------------------------------------------------------------------------
 # Samples: clips played at a speed and in a direction
+#
+# Whatever else tells the speed or the direction is learned in place of what is seen and heard. The
+# ways in which it could be told, and what closes each; papers/test_leaks.py is the guard:
+#
+#   the place in a file      All clips fit at every place, so no speed is drawn more often at some.
+#   one tempo for both       Speeds and directions of sight and sound are four independent draws.
+#   groups of pictures       Sharpness falls along a group, and one begins at each prepared snippet.
+#                            So prepared files need `--gop 1`. In original films groups begin
+#                            anywhere, and clips of a grid do not begin with them.
+#   skipped columns          Of a spectrogram, columns that are further apart correlate less. So the
+#                            waveform is resampled.
+#   the resampler            Every speed, 1 too, passes the same low-pass as it is heard, from sound
+#                            at twice the rate, and its filter sees what lies beyond the ends.
+#   codecs of sound          Above some frequency they keep less, and at q times the speed that is
+#                            heard from q times this frequency on. So clips have 16 kHz at the most.
+#   loudness                 Power at higher frequencies is less, so a faster sound may be softer. A
+#                            random gain of up to 6 dB hides most of it.
+#
+# What reading cannot close: a film whose sound does not reach half of the rate of a clip, since a
+# faster clip has the higher frequencies that a slower one lacks. So files should have more samples
+# a second than clips. Of a prepared file, the first 5 ms are silent, which is in its first place.
 # -------------------------------------------------------------------------------------------------
 
 SPEEDS = ((1, 2, 4, 8), (1, 2))  # of the sight, as in prior code of the first author; of the sound
@@ -168,6 +190,8 @@ class TemporalTitles(Titles):
         place = dataclasses.replace(fmt, frames=fmt.frames * fastest)
         stride = fmt.seconds if stride is None else stride
         super().__init__(source, place, language, quiet, stride=stride)
+        paths = [path for part in self.parts for path, _, _ in part]
+        check_prepared(paths, place, language, all_key_frames=True)
         self.clip = fmt
         self.speeds = speeds
 
