@@ -19,6 +19,7 @@ import lab.evaluate
 import lab.findings
 import lab.sampling
 import lab.show
+import papers.avts
 import pretrain
 from data import Titles
 from harness.curves import draw, draw_histograms, in_lines, summarise
@@ -1024,6 +1025,112 @@ def test_a_long_label_is_broken_after_a_comma():
     broken = "k = 16, epochs = 20, short side = 224, crop = 200,\nheld out = 0.0"
     assert in_lines(TABLE_5) == broken
     assert in_lines("k = 16, w = scene") == "k = 16, w = scene"
+
+
+# --------------------------------------------------------------------------------------------------
+# Runs of sibling papers
+# --------------------------------------------------------------------------------------------------
+
+ARMS = {
+    "": "AVTS",
+    "--superhard": "AVTS, superhard",
+    "--hard-after 0": "AVTS, hard after = 0.0",
+    "--hard-share 0": "AVTS, hard share = 0.0",
+    "--hard-share 1 --hard-after 0": "AVTS, hard share = 1.0, hard after = 0.0",
+}
+
+
+def row_of_avts(flags, seed=0):
+    """The row of a run of papers/avts.py, of 100 steps, with curves made up."""
+    args = vars(papers.avts.parse_args(["--data", "datasets/tv", *flags.split()]))
+    log = [{"step": step, "loss": 0.2} for step in range(1, 101)]
+    log += [{"step": step, "sync_same": 0.6, "sync_other": 0.9} for step in (0, 100)]
+    return {
+        "run": f"avts-{flags}-{seed}",
+        "seed": seed,
+        "paper": "AVTS",
+        "arguments": {**args, "seed": seed, "processes": 1},
+        "done": {"snippets": 64 * 97, "bad": 0, "skipped": 3},
+        **summarise(log, papers.avts.MEASURED),
+    }
+
+
+def rows_of_papers():
+    """Runs of two sibling papers beside those of pretrain.py, each with arguments of its own."""
+    rows = [row_of_flags(f"tv {flags}") for flags in ("--sampling iid", "--k 1", "--k 4", "")]
+    rows += [row_of_avts(flags, seed) for flags in ARMS for seed in (0, 1)]
+    arguments = {"data": "datasets/tv", "seed": 0, "batch_size": 32, "k": 2, "tau": 0.1}
+    row = {"seed": 0, "paper": "Temporal", "final": {"loss": 9}, "curves": rows[-1]["curves"]}
+    rows += [
+        {**row, "run": "temporal", "arguments": {**arguments, "tasks": "all"}},
+        {**row, "run": "temporal-tau", "arguments": {**arguments, "tasks": "all", "tau": 0.2}},
+        {**row, "run": "temporal-none", "arguments": {**arguments, "tasks": "none"}},
+    ]
+    return rows
+
+
+TEMPORAL = ["Temporal", "Temporal, τ = 0.2", "Temporal, tasks = none"]
+
+
+def test_runs_of_sibling_papers_have_labels_and_sweeps_of_their_own():
+    rows = rows_of_papers()
+    television = ["i.i.d.", "k = 1", "k = 4", "k = 16"]
+    groups = group(rows[::-1])["tv"]
+    assert list(groups) == [*television, *ARMS.values(), *TEMPORAL]
+    assert sorted(groups["AVTS, superhard"]) == [0, 1]
+    # Their bases do not differ from those of the same runs alone.
+    assert list(group(rows[4:])["tv"]) == [*ARMS.values(), *TEMPORAL]
+    assert list(group(rows[:4])["tv"]) == television
+    assert sweeps(groups) == {
+        "k": television,
+        "papers": ["i.i.d.", "k = 1", "k = 16", "AVTS", "Temporal"],
+        "avts": list(ARMS.values()),
+        "temporal": TEMPORAL,
+    }
+    # Without the other papers there is nothing to set beside them, ...
+    assert sweeps(group(rows[:4])["tv"]).keys() == {"k"}
+    # ... and k = 16 with another batch size is no base label.
+    changed = [row_of_flags(f"tv --batch-size {size}") for size in (64, 128)]
+    mixed = group([*changed, row_of_avts("")])["tv"]
+    assert list(mixed) == ["k = 16", "k = 16, batch size = 128", "AVTS"]
+    assert sweeps(mixed)["papers"] == ["k = 16", "AVTS"] and "avts" not in sweeps(mixed)
+
+
+def test_the_losses_of_two_papers_are_not_drawn_in_one_panel(tmp_path, capsys, figures):
+    rows = rows_of_papers()
+    for row in list(rows):
+        row_downstream = downstream_row(row["run"], row["run"], "hmdb51", 0.5, "hmdb51")
+        rows.append({**row_downstream, "seed": row["seed"]})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    compare([tmp_path / "rows.json"], tmp_path)
+    printed = capsys.readouterr().out
+    names = re.findall(r"/([\w-]+)\.png\n", printed)
+    drawn = dict(zip(names, figures, strict=True))
+    assert names == ["tv-k", "tv-papers", "tv-avts", "tv-temporal"]
+    together = [axes.get_title() for axes in drawn["tv-papers"].axes]
+    assert together == [*(title for title, _ in MEASURES.values()), "downstream"]
+    *curves, _, downstream = [axes.get_title() for axes in drawn["tv-avts"].axes]
+    measured = [title for title, _ in papers.avts.MEASURED.values()]
+    assert curves == [*measured, "training loss of AVTS"] and downstream == "downstream"
+    assert labels_in(drawn["tv-avts"]) == list(ARMS.values())
+    avts = "hard share = 0.25, hard after = 50.0, no superhard"
+    assert f"\n\nUnless a label of AVTS says otherwise: {avts}.\n" in printed
+    assert "\n\nUnless a label of Temporal says otherwise: τ = 0.1, tasks = all.\n" in printed
+    assert "Unless a label says" not in printed
+    assert "\n\nThe losses of different papers cannot be compared.\n" in printed
+    cells = table_of(printed)["AVTS, superhard"]
+    assert cells[1:3] == ["2", "0.2 ± 0"] and cells[3:7] == 4 * [""]
+
+
+def test_a_run_of_a_sibling_paper_is_tested_as_others_are():
+    row = row_of_avts("--superhard")
+    groups = group([row, row_of_flags("tv")])["tv"]
+    assert lab.compare.last_step(row) == 100
+    rows = rows_of_learning(row["run"], 0, {50: 0.3, 100: 0.6})
+    for tested in rows:
+        tested["pretraining"] = row["run"]
+    assert downstream(rows, groups) == {ACTION: {"AVTS": {0: 0.6}}}
+    assert learning_curves(rows, groups) == {ACTION: {"AVTS": {0: ([50, 100], [0.3, 0.6])}}}
 
 
 # --------------------------------------------------------------------------------------------------
