@@ -19,7 +19,7 @@ from harness.errors import BadInput, make_parser, moved, one_line_errors, refuse
 from media.collection import check
 from media.format import Format
 from media.prepare import prepare
-from media.toy import make_toy
+from media.toy import TOY_FPS, make_toy
 
 COLLECTION = "a folder of films (files) and shows (folders), or LIST.txt"
 
@@ -30,7 +30,7 @@ INTERRUPTED = {
     "prepare": "finished files are kept, and the same command resumes",
 }
 
-FROM_ZERO = ("seed", "artefacts")  # Flags that may be 0; other numbers are above 0.
+FROM_ZERO = ("seed", "artefacts", "tiring")  # Flags that may be 0; other numbers are above 0.
 
 
 def parse_args(argv=None):
@@ -62,6 +62,11 @@ def add_toy_flags(parser):
     add("--episodes", type=int, default=1, help=episodes)
     clips = "labelled clips of each class, to train and to test on"
     add("--clips", type=int, nargs=2, metavar=("TRAIN", "TEST"), default=[20, 40], help=clips)
+    fps = "frames a second, a multiple of 5; snippets last 1.6 s at any"
+    add("--fps", type=int, default=TOY_FPS, help=fps)
+    add_gop(add)
+    tiring = "share of an action's motion and loudness that is lost at the end of a shot, 0 to 1"
+    add("--tiring", type=float, default=0.0, help=tiring)
 
 
 def add_check_flags(parser):
@@ -80,8 +85,14 @@ def add_prepare_flags(parser):
     add_language(parser)
     workers = "files at a time; one a core if not given"
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help=workers)
+    add_gop(parser.add_argument)
     shard = "i/n: do the share of the i-th of n machines"
     parser.add_argument("--shard", default="1/1", help=shard)
+
+
+def add_gop(add):
+    gop = "frames of a group of pictures: 1 makes each a key frame; a snippet's if not given"
+    add("--gop", type=int, help=gop)
 
 
 def add_language(parser):
@@ -138,6 +149,9 @@ def main(args):
             snippets=args.snippets,
             clips=tuple(args.clips),
             episodes=args.episodes,
+            fps=args.fps,
+            gop=args.gop,
+            tiring=args.tiring,
         )
     elif args.command == "check":
         check(
@@ -156,6 +170,7 @@ def main(args):
             workers=args.workers,
             shard=parse_shard(args.shard),
             require_language=args.require_language,
+            gop=args.gop,
         )
 
 

@@ -97,19 +97,23 @@ EARLIER = {
 # ----------------------------------------------------------------------------------------
 
 
-def write_media(path, pieces, fmt, picture, sound):
+def write_media(path, pieces, fmt, picture, sound, gop=None):
     """Write a media file of whole snippets; the same input gives the same bytes.
 
     pieces   [(c * T images, waveform (c * S,))] in order, each of any number c of snippets
     picture  (codec of the video, its options)
     sound    (codec of the sound, its options)
+    gop      frames of a group of pictures: a divisor of T, by default T itself. With 1 every frame
+             is a key frame.
     Raises av.error.FFmpegError and OSError.
 
-    A group of pictures is as long as a snippet, and begins LEAD before one, rounded up to whole
-    frames: 0.2 s at 5 frames a second. So one seek to it finds the beginning of the snippet's
-    sound as well, which lies just before the snippet's pictures in the file. There are no
-    B-frames.
+    A group of pictures begins LEAD before each snippet, rounded up to whole frames: 0.2 s at 5
+    frames a second. So one seek to it finds the beginning of the snippet's sound as well, which
+    lies just before the snippet's pictures in the file. There are no B-frames.
     """
+    if gop is None:
+        gop = fmt.frames
+    assert fmt.frames % gop == 0, "No group of pictures would begin before some snippets."
     container = "mp4" if sound[0] == "flac" else "matroska"
     lead = math.ceil(LEAD * fmt.fps)  # frames
     # FFmpeg's "bitexact" leaves out its version and the date.
@@ -122,7 +126,7 @@ def write_media(path, pieces, fmt, picture, sound):
             for t, image in enumerate(images):
                 number = m * fmt.frames + t
                 frame = video_frame(image, number, video)
-                if (number + lead) % fmt.frames == 0:
+                if (number + lead) % gop == 0:
                     frame.pict_type = PictureType.I
                 out.mux(video.encode(frame))
             audio.write(waveform)
@@ -257,16 +261,17 @@ def audio_frame(waveform, first_sample, rate):
 # ----------------------------------------------------------------------------------------
 
 
-def prepare_file(path, destination, extent, fmt, language):
+def prepare_file(path, destination, extent, fmt, language, gop):
     """Transcode one file, whole or not at all.
 
     extent  (start, end) of what its video and its sound both cover
+    gop     frames of a group of pictures, as `write_media` takes it
     Returns (snippets written, damaged snippets skipped, bytes). Raises BadInput.
     """
     remove_leftovers(destination)
     with contextlib.closing(Reader(path, language)) as reader:
         source = SourceFile(reader, extent, fmt)
-        write = partial(write_media, pieces=source.pieces(), fmt=fmt, **PREPARED)
+        write = partial(write_media, pieces=source.pieces(), fmt=fmt, gop=gop, **PREPARED)
         try:
             atomic_write(destination, write, os.getpid())
         except (av.error.FFmpegError, OSError) as error:
@@ -346,6 +351,7 @@ class Job:
     extent: tuple  # (start, end)
     fmt: Format
     language: str | None
+    gop: int | None
 
     @property
     def seconds(self):
@@ -367,7 +373,13 @@ class Job:
     def run(self):
         """Run `prepare_file` in a process of its own."""
         return in_own_process(
-            prepare_file, self.path, self.destination, self.extent, self.fmt, self.language
+            prepare_file,
+            self.path,
+            self.destination,
+            self.extent,
+            self.fmt,
+            self.language,
+            self.gop,
         )
 
 
@@ -404,23 +416,35 @@ class Summary:
             )
 
 
-def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1), require_language=False):
+def prepare(
+    source,
+    target,
+    fmt,
+    language=None,
+    workers=None,
+    shard=(1, 1),
+    require_language=False,
+    gop=None,
+):
     """Transcode a collection to the folder `target`, for fast reading, and print a summary.
 
     source   a folder or a list, as `list_titles` takes it; each title keeps its name
     workers  files at a time; one a core by default
     shard    (machine, machines): this machine's share of the files; machines count from 1
     require_language  whether to skip the files that have no audio track of `language`
+    gop      frames of a group of pictures, as `write_media` takes it
 
     A file that an earlier call has finished is skipped, unless its source has changed since.
-    Raises BadInput for a rate that the codec of the sound lacks, and for a target that lies in
-    the source, was prepared from another source or with other settings, or has a broken note.
+    Raises BadInput for a rate that the codec of the sound lacks, for groups of pictures of which
+    a snippet does not hold a whole number, and for a target that lies in the source, was prepared
+    from another source or with other settings, or has a broken note.
     """
     source = os.fspath(source)
     target = Path(target)
     check_rate(fmt.rate)
+    check_gop(gop, fmt)
     titles = list_titles(source)
-    note = check_target(source, target, fmt, language, require_language)
+    note = check_target(source, target, fmt, language, require_language, gop)
     where = destinations(titles, source, target)
     all_paths = [path for _, paths in titles for path in paths]
     index = index_files(all_paths, source, language, quiet=False, require_language=require_language)
@@ -432,7 +456,7 @@ def prepare(source, target, fmt, language=None, workers=None, shard=(1, 1), requ
     jobs = []
     for path in all_paths[machine - 1 :: machines]:
         info = index[path]
-        job = Job(path, where[path], (info.start, info.end), fmt, language)
+        job = Job(path, where[path], (info.start, info.end), fmt, language, gop)
         if job.snippets == 0:
             problem = info.problem or f"shorter than a snippet of {fmt.seconds:g} s"
             summary.skipped.append((path, problem))
@@ -477,7 +501,18 @@ def check_rate(rate):
         raise BadInput(f"--rate {rate}: must be one of {listed}, which are the rates of {codec}")
 
 
-def check_target(source, target, fmt, language, require_language=False):
+def check_gop(gop, fmt):
+    """Raise BadInput if a snippet does not hold a whole number of groups of `gop` pictures."""
+    possible = [n for n in range(1, fmt.frames + 1) if fmt.frames % n == 0]
+    if gop is not None and gop not in possible:
+        listed = ", ".join(map(str, possible))
+        raise BadInput(
+            f"--gop {gop}: must be one of {listed}, so that a group of pictures begins before "
+            f"each snippet of {fmt.frames} frames; with 1 every frame is a key frame"
+        )
+
+
+def check_target(source, target, fmt, language, require_language=False, gop=None):
     """Return what the note in `target` has to say: the settings, and the source.
 
     Raises BadInput if the folder lies in the source, or its note is broken or says something
@@ -496,6 +531,7 @@ def check_target(source, target, fmt, language, require_language=False):
         "require_language": require_language,
         "video": describe_codec(*PREPARED["picture"]),
         "sound": describe_codec(*PREPARED["sound"]),
+        "gop": None if gop == fmt.frames else gop,  # None is the default.
     }
     path = target / NOTE
     if path.exists():
@@ -512,6 +548,8 @@ def check_target(source, target, fmt, language, require_language=False):
                 f"folder, or, if it is the same collection in a new place, delete {path} "
                 "and repeat the command"
             )
+    if settings["gop"] is None:
+        del settings["gop"]  # So the note is what it was before there was a choice.
     return settings | {"source": here}
 
 
@@ -563,11 +601,13 @@ def write_note(target, note):
 # ----------------------------------------------------------------------------------------
 
 
-def check_prepared(paths, fmt, language=None):
+def check_prepared(paths, fmt, language=None, all_key_frames=False):
     """Raise BadInput if files were prepared with less than this Format asks for.
 
-    paths     of the files of all titles; URLs are skipped
-    language  the audio track that is asked for, as the files tag it; None is any
+    paths           of the files of all titles; URLs are skipped
+    language        the audio track that is asked for, as the files tag it; None is any
+    all_key_frames  whether to refuse, too, what was prepared without `--gop 1`: a key frame is
+                    sharper than others, so it tells in which direction a clip is played
 
     A film lies beside the note of its prepared folder, and an episode of a show below it. So
     the nearest note counts, in the folder of a file or above it. Files without a note were not
@@ -579,7 +619,7 @@ def check_prepared(paths, fmt, language=None):
         find_note(Path(os.path.realpath(folder)), nearest)
     for path in dict.fromkeys(nearest.values()):
         if path is not None:
-            check_note(path, fmt, language)
+            check_note(path, fmt, language, all_key_frames)
 
 
 def find_note(folder, nearest):
@@ -598,7 +638,7 @@ def find_note(folder, nearest):
     return nearest[folder]
 
 
-def check_note(path, fmt, language):
+def check_note(path, fmt, language, all_key_frames):
     """Raise BadInput if the folder of a note was prepared with less than is asked for."""
     note = read_note(path)
     wanted = {}  # {name of a setting: the value that is asked for, where the folder has less}
@@ -611,13 +651,22 @@ def check_note(path, fmt, language):
     if language is not None and language != note.get("language"):
         wanted["language"] = language
         problems.append("a prepared file has one audio track")
+    needed = {**note, **wanted}  # the settings of a folder that would do
+    lacks_key_frames = all_key_frames and note.get("gop", note.get("frames")) != 1
+    if lacks_key_frames:
+        needed["gop"] = 1
     if wanted:
         asked = " and ".join(flag_of(name, value) for name, value in wanted.items())
         fitting = " and ".join(flag_of(name, note.get(name)) for name in wanted)
         raise BadInput(
             f"{asked}: {path.parent} was prepared with {fitting}, and {'; '.join(problems)}. "
-            f"Use {fitting}, or prepare again into another folder: "
-            f"{command_of({**note, **wanted})}"
+            f"Use {fitting}, or prepare again into another folder: {command_of(needed)}"
+        )
+    if lacks_key_frames:
+        raise BadInput(
+            f"{path.parent}: was prepared without --gop 1, so sharpness differs from frame to "
+            "frame of a snippet, which tells in which direction a clip is played. "
+            f"Prepare again into another folder: {command_of(needed)}"
         )
 
 
@@ -634,7 +683,7 @@ def flag_of(name, value):
 def command_of(note):
     """Return the command that prepares with the settings of a note, as it is typed."""
     words = ["python -m media prepare", shlex.quote(note.get("source", "FILMS")), "OTHER_FOLDER"]
-    for name in ("frames", *NUMBERS, "language"):
+    for name in ("frames", *NUMBERS, "language", "gop"):
         value = note.get(name)
         if value is not None and value != getattr(Format, name, None):
             words.append(flag_of(name, value))

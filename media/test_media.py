@@ -983,18 +983,21 @@ def test_toy_world_is_media_files_in_the_published_layouts(toy):
         assert all(path.stem.endswith(f"-A-{label}") for path, label in train + test)
 
 
-def make_small_toy(root, seed):
+def make_small_toy(root, seed, **options):
     """Render a world of two films. Returns {path in it: its bytes}."""
-    media.toy.make_toy(root, seed=seed, titles=2, snippets=6, clips=(1, 1))
+    media.toy.make_toy(root, seed=seed, titles=2, snippets=6, clips=(1, 1), **options)
     files = [path for path in root.rglob("*") if path.is_file()]
     return {path.relative_to(root): path.read_bytes() for path in files}
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     first = make_small_toy(tmp_path / "a", seed=0)
-    second = make_small_toy(tmp_path / "b", seed=0)
+    # Naming the options that came later, with their defaults, changes nothing, as in world.json.
+    second = make_small_toy(tmp_path / "b", seed=0, episodes=1, fps=5, gop=8, tiring=0.0)
     other = make_small_toy(tmp_path / "c", seed=1)
     assert first == second
+    arguments = json.loads(first[Path("world.json")])
+    assert list(arguments) == ["seed", "artefacts", "titles", "snippets", "clips"]
     films = [path for path in first if path.parts[0] == "films"]
     assert len(films) == 2
     assert all(first[path] != other[path] for path in films)
@@ -1018,14 +1021,19 @@ def test_artefacts_are_what_betrays_a_title():
 def test_the_command_line_of_the_toy_world_reaches_its_renderer(monkeypatch):
     made = []
 
-    def noted(root, seed, artefacts, titles, snippets, clips, episodes):
-        made.append((root, seed, artefacts, titles, snippets, clips, episodes))
+    def noted(root, **arguments):
+        made.append((root, arguments))
 
     monkeypatch.setattr(media.__main__, "make_toy", noted)
     flags = "--seed 3 --artefacts 0.7 --titles 2 --snippets 5 --clips 4 2 --episodes 3".split()
+    flags += "--fps 10 --gop 1 --tiring 0.6".split()
     for argv in (["W"], ["W", *flags]):
         media.__main__.main(media.__main__.parse_args(["toy", *argv]))
-    assert made == [("W", 0, 0.5, 64, 128, (20, 40), 1), ("W", 3, 0.7, 2, 5, (4, 2), 3)]
+    default = dict(seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40), episodes=1)
+    chosen = dict(seed=3, artefacts=0.7, titles=2, snippets=5, clips=(4, 2), episodes=3)
+    default |= dict(fps=5, gop=None, tiring=0)
+    chosen |= dict(fps=10, gop=1, tiring=0.6)
+    assert made == [("W", default), ("W", chosen)]
 
 
 def test_an_occupied_folder_is_left_alone(tmp_path):
@@ -1084,14 +1092,82 @@ def test_prepared_titles_are_the_same_snippets(prepared):
     assert max(late) < 0.006 and min(alike) > 0.98
 
 
+def key_frames(path):
+    """When each key frame of a file is shown, in seconds, and how many frames there are."""
+    with av.open(str(path)) as file:
+        packets = [packet for packet in file.demux(video=0) if packet.size]
+        keys = [float(p.pts * p.time_base) for p in packets if p.is_keyframe]
+        return keys, len(packets)
+
+
 def test_a_prepared_file_has_a_group_of_pictures_a_snippet(prepared):
     _, ready, _ = prepared
-    keys = []
-    with av.open(str(ready / "film.mp4.mkv")) as file:
-        for packet in file.demux(video=0):
-            if packet.size and packet.is_keyframe:
-                keys.append(float(packet.pts * packet.time_base))
+    keys, _ = key_frames(ready / "film.mp4.mkv")
     assert np.diff(keys[1:]) == pytest.approx(3.2)
+    assert "gop" not in json.loads((ready / ".prepared.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def all_key_frames(tmp_path_factory):
+    """(a collection of one film, the same prepared with --gop 1)."""
+    root = tmp_path_factory.mktemp("all-key-frames")
+    (root / "raw").mkdir()
+    write_film(root / "raw" / "film.mkv", seconds=7, rate=48000)
+    prepare(root / "raw", root / "ready", "--short-side", 48, "--gop", 1)
+    return root / "raw", root / "ready"
+
+
+def test_every_frame_is_a_key_frame_where_that_is_asked_for(all_key_frames, tmp_path):
+    raw, ready = all_key_frames
+    keys, frames = key_frames(ready / "film.mkv.mkv")
+    assert len(keys) == frames == 32
+    assert json.loads((ready / ".prepared.json").read_text())["gop"] == 1
+    # Groups of a quarter of a snippet, of which one begins a frame before each snippet.
+    write_noise(tmp_path / "noise.mkv", Format(), gop=4)
+    keys, frames = key_frames(tmp_path / "noise.mkv")
+    assert frames == 64 and np.round(np.multiply(keys, 5)).tolist() == [0, *range(3, 64, 4)]
+
+
+def sharpness(frame):
+    """How much neighbouring pixels of an av.VideoFrame differ."""
+    return np.abs(np.diff(frame.to_ndarray(format="gray").astype(float))).mean()
+
+
+def test_film_grain_is_as_sharp_in_all_frames_only_if_all_are_key_frames(tmp_path):
+    """Else the last frame of a snippet is the sharpest, since it is the key frame of the next."""
+    fmt = Format()
+    grain = np.random.default_rng(0).normal(128, 8, (64, 48, 64, 1)).astype(np.uint8)
+    images = np.broadcast_to(grain, (64, 48, 64, 3))
+    last = []
+    for gop in (None, 1):
+        path = tmp_path / f"{gop}.mkv"
+        write_media(
+            path, [(images, np.zeros(4 * fmt.samples, np.float32))], fmt, **PREPARED, gop=gop
+        )
+        sharp, _ = Reader(path).read(np.arange(64) / 5, keep=sharpness)
+        first_to_last = np.reshape(sharp, (4, 16))[:3].mean(0)
+        last.append(first_to_last[-1] / first_to_last[:-1].mean())
+    assert last[0] > 1.1 and last[1] == pytest.approx(1, abs=0.02)
+
+
+def test_a_folder_keeps_its_groups_of_pictures(prepared, all_key_frames, tmp_path):
+    raw, ready = all_key_frames
+    before = times_of(ready)
+    assert "1 done before" in prepare(raw, ready, "--short-side", 48, "--gop", 1)
+    error = refused("media", "prepare", raw, ready, "--short-side", 48)
+    assert 'was prepared with {"gop": 1} and not {"gop": null}; name another folder' in error
+    error = refused("media", "prepare", raw, ready, "--short-side", 48, "--gop", 8)
+    assert 'was prepared with {"gop": 1} and not {"gop": 8}' in error
+    assert times_of(ready) == before
+    raw, ready, _ = prepared
+    error = refused("media", "prepare", raw, ready, "--short-side", 60, "--gop", 1)
+    assert 'was prepared with {"gop": null} and not {"gop": 1}' in error
+    # A group of 16 pictures is a snippet, so it is the default.
+    assert "3 done before" in prepare(raw, ready, "--short-side", 60, "--gop", 16)
+    assert "gop" not in json.loads((ready / ".prepared.json").read_text())
+    error = refused("media", "prepare", raw, tmp_path / "new", "--gop", 5)
+    assert error.startswith("--gop 5: must be one of 1, 2, 4, 8, 16, so that")
+    assert not (tmp_path / "new").exists()
 
 
 def times_of(folder, pattern="*.mkv"):
@@ -1164,10 +1240,10 @@ def test_a_folder_prepared_with_other_codecs_is_refused(prepared, tmp_path):
     prepare(raw, tmp_path, "--short-side", 60)
 
 
-def complaint(paths, fmt, language=None):
+def complaint(paths, fmt, language=None, **asked):
     """The one line with which `check_prepared` refuses, or None."""
     try:
-        check_prepared(paths, fmt, language)
+        check_prepared(paths, fmt, language, **asked)
     except BadInput as error:
         assert len(str(error).splitlines()) == 1
         return str(error)
@@ -1218,6 +1294,26 @@ def test_a_prepared_file_has_the_track_of_its_note_only(prepared, tmp_path):
     error = complaint([german], Format(**FITTING), "eng")
     assert "--language eng: " in error and "was prepared with --language deu" in error
     assert "prepare '/my films' OTHER_FOLDER --short-side 60 --language eng" in error
+
+
+def test_who_needs_all_key_frames_refuses_a_folder_without_them(all_key_frames, tmp_path):
+    """The answer is a command with which the folder that it writes would do."""
+    _, ready = all_key_frames
+    fmt = Format(short_side=48, crop=48)
+    assert complaint(paths_of(ready), fmt, all_key_frames=True) is None
+    assert complaint([tmp_path / "raw" / "film.mp4"], fmt, all_key_frames=True) is None
+    folder = write_note(tmp_path / "ready", source="/films")
+    paths = [ready / "film.mkv.mkv", folder / "show" / "e1.mkv"]
+    assert complaint(paths, fmt) is None
+    error = complaint(paths, fmt, all_key_frames=True)
+    assert error.startswith(f"{folder}: was prepared without --gop 1, so sharpness differs")
+    command = "python -m media prepare /films OTHER_FOLDER --short-side 60 --gop 1"
+    assert error.endswith(f": {command}")
+    error = complaint(paths, Format(fps=10, short_side=48, crop=48), all_key_frames=True)
+    assert error.startswith("--fps 10: ") and error.endswith("--gop 1")
+    for note, fits in ((dict(gop=4), False), (dict(frames=1), True)):
+        folder = write_note(tmp_path / "other", **note)
+        assert (complaint([folder / "film.mkv"], fmt, all_key_frames=True) is None) == fits
 
 
 def test_the_nearest_note_counts_and_each_folder_is_looked_up_once(tmp_path, monkeypatch):
@@ -1364,13 +1460,13 @@ def test_loud_sound_is_clipped_and_does_not_wrap(tmp_path):
     assert np.abs(heard - sound.clip(-1, 1)).max() < 1e-3
 
 
-def write_noise(path, fmt, snippets=4, power=0.01):
+def write_noise(path, fmt, snippets=4, power=0.01, gop=None):
     """Write white noise as a prepared file, and beside it grey frames. Returns the noise."""
     sound = np.random.default_rng(0).normal(0, power**0.5, snippets * fmt.samples)
     sound = sound.clip(-1, 1).astype(np.float32)
     greys = np.arange(snippets * fmt.frames, dtype=np.uint8) * 2
     images = greys[:, None, None, None] + np.zeros((1, 48, 64, 3), np.uint8)
-    write_media(path, [(images, sound)], fmt, **PREPARED)
+    write_media(path, [(images, sound)], fmt, **PREPARED, gop=gop)
     return sound
 
 
@@ -1425,7 +1521,8 @@ def test_prepared_sound_is_exactly_in_time_and_whole(tmp_path, rate, slack):
         assert abs(heard[1][-100:]).max() > 0.1
 
 
-def test_a_prepared_snippet_costs_one_seek_and_one_group_of_pictures(tmp_path, monkeypatch):
+@pytest.mark.parametrize("gop", [None, 1])
+def test_a_prepared_snippet_costs_one_seek_and_its_own_pictures(tmp_path, monkeypatch, gop):
     """The first one, too: a packet of sound before the first frame would be skipped."""
     seeks, decoded = [], []
     seek = Reader.seek
@@ -1439,7 +1536,7 @@ def test_a_prepared_snippet_costs_one_seek_and_one_group_of_pictures(tmp_path, m
             decoded.append(packet)
             return super().frames_of(packet)
 
-    write_noise(tmp_path / "noise.mkv", Format())
+    write_noise(tmp_path / "noise.mkv", Format(), gop=gop)
     monkeypatch.setattr(Reader, "seek", noted)
     monkeypatch.setattr(media.reader, "VideoConsumer", Noted)
     for m in (0, 2, 1, 3):

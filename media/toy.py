@@ -8,6 +8,7 @@
     shot     2-5 snippets, fewer at a scene's end, that carry one action on: same object,
              tempo, running phase.
     action   One of ten, a motion *and* its sound, in step. The labelled sets ask for it.
+             With `tiring`, both grow weaker over the shot: an arrow of time.
 
 One law ties grade to key, and hue to voice, in all titles. So "which film is this" solves
 k = 1, also on films never seen, and says nothing about actions. Within a scene only the
@@ -33,7 +34,7 @@ from tqdm import tqdm
 
 from harness.errors import BadInput
 from media.format import Format
-from media.prepare import write_media
+from media.prepare import check_gop, write_media
 
 ACTIONS = (
     "Bounce",
@@ -48,7 +49,7 @@ ACTIONS = (
     "Collide",
 )
 
-TOY_FPS = 5  # frames a second
+TOY_FPS = 5  # frames a second, if no others are asked for
 TOY_SIZE = 40  # pixels, H = W
 TOY_RATE = 16000  # samples a second
 TOY_FRAMES = 8  # frames of a snippet, which so lasts 1.6 s
@@ -76,8 +77,12 @@ class Pose:
     light: float | np.ndarray = 1  # opacity; 0 is invisible
 
 
-def action_motion(action, phase, tilt):
-    """Return the Pose of an object, tilted by `tilt` cycles, at each phase (F,)."""
+def action_motion(action, phase, seconds, tilt):
+    """Return the Pose of an object at each phase (F,).
+
+    seconds  (F,) since the shot began, at the same frames
+    tilt     in cycles
+    """
     u = phase % 1
     swell = np.sin(2 * np.pi * phase)
     pose = Pose(turn=tilt)
@@ -97,13 +102,29 @@ def action_motion(action, phase, tilt):
             pose.y = 1 - 2 * u
         case "Fall":
             pose.y = 2 * u - 1
-        case "Shake":  # It jumps to the other side in each frame of the first half.
-            pose.x = 0.4 * (-1.0) ** np.arange(len(u)) * (u < 0.5)
+        case "Shake":  # It jumps to the other side every 0.2 s, at any frame rate; first half.
+            pose.x = 0.4 * (-1.0) ** np.floor(5 * seconds) * (u < 0.5)
         case "Approach":
             pose.size = 0.4 * 5**u
         case "Collide":  # A second object is at -x, and they touch at u = 0.
             pose.x = 0.4 + 0.8 * (1 - abs(2 * u - 1))
     return pose
+
+
+def tired(pose, strength):
+    """Return a Pose that is nearer to rest: in the middle, of the object's own size, fully lit.
+
+    strength  (F,) share of the motion that is left
+
+    A turn has no size, so Spin tires in its sound only.
+    """
+    return Pose(
+        turn=pose.turn,
+        x=strength * pose.x,
+        y=strength * pose.y,
+        size=1 + strength * (pose.size - 1),
+        light=1 + strength * (pose.light - 1),
+    )
 
 
 def action_sound(rng, action, phase, tempo, pitch):
@@ -329,14 +350,16 @@ def plan_film(rng, snippets):
 # ----------------------------------------------------------------------------------------
 
 
-def render_film(rng, title, plan, artefacts):
+def render_film(rng, title, plan, artefacts, fmt=TOY_FORMAT, tiring=0.0):
     """Return frames (F, H, W, 3) uint8 and sound (S,) float32 of a film, or of an episode.
 
     title      its TitleTraits
     plan       of `plan_film`
     artefacts  strength of what betrays a title, from 0 to 1
+    fmt        of `toy_format`; the sound is the same at any frame rate
+    tiring     share of an action's motion and loudness that is lost at the end of a shot
     """
-    frames = np.empty((len(plan) * TOY_FRAMES, TOY_SIZE, TOY_SIZE, 3), np.float32)
+    frames = np.empty((len(plan) * fmt.frames, TOY_SIZE, TOY_SIZE, 3), np.float32)
     sound = np.empty(len(plan) * TOY_SAMPLES, np.float32)
     scene_number = None
     for shot_snippets in shots_of(plan):
@@ -347,13 +370,13 @@ def render_film(rng, title, plan, artefacts):
             scene_number = number
             scene = make_scene(rng, title, artefacts)
         # Both are views, so the shot is rendered in place.
-        picture = frames[first * TOY_FRAMES : after * TOY_FRAMES]
+        picture = frames[first * fmt.frames : after * fmt.frames]
         heard = sound[first * TOY_SAMPLES : after * TOY_SAMPLES]
         picture[:] = scene.texture
         heard[:] = np.resize(scene.background, len(heard))
         if rng.random() < 0.5:
             add_lead(rng, title, picture, heard)
-        heard += act(rng, ACTIONS[action], picture)
+        heard += act(rng, ACTIONS[action], picture, fmt.fps, tiring)
     add_artefacts(title, frames, sound, artefacts)
     return (255 * np.clip(frames, 0, 1)).astype(np.uint8), np.clip(sound, -1, 1)
 
@@ -372,8 +395,12 @@ def add_lead(rng, title, picture, heard):
     heard += 0.05 * np.resize(np.roll(title.voice, begun), len(heard))
 
 
-def act(rng, action, frames):
-    """Act out one shot over frames (F, H, W, 3), in place, and return its sound (S,)."""
+def act(rng, action, frames, fps, tiring):
+    """Act out one shot over frames (F, H, W, 3), in place, and return its sound (S,).
+
+    fps     frames a second
+    tiring  share of the motion and of the loudness that is lost at the end, linearly
+    """
     tempo = rng.uniform(0.6, 1.2)  # Hz
     start = rng.random()  # cycles
     pitch = 2 ** rng.uniform(-0.5, 0.5)  # factor
@@ -385,8 +412,12 @@ def act(rng, action, frames):
     half = rng.uniform(6, 8)  # pixels
     tilt = rng.random()  # cycles
 
-    exposure = (np.arange(len(frames)) + 0.5) / TOY_FPS  # seconds
-    pose = action_motion(action, start + tempo * exposure, tilt)
+    # A frame shows the middle of the time for which it is on screen.
+    exposure = (np.arange(len(frames)) + 0.5) / fps  # seconds
+    duration = len(frames) / fps  # seconds
+    pose = action_motion(action, start + tempo * exposure, exposure, tilt)
+    if tiring:
+        pose = tired(pose, strength=1 - tiring * exposure / duration)
     objects = [middle[0] + reach * pose.x]
     if action == "Collide":
         objects.append(middle[0] - reach * pose.x)
@@ -394,8 +425,10 @@ def act(rng, action, frames):
     for x in objects:
         paint(frames, look, x, y, half=half * pose.size, turn=pose.turn, light=pose.light)
 
-    seconds = np.arange(len(frames) * TOY_RATE // TOY_FPS) / TOY_RATE
+    seconds = np.arange(len(frames) * TOY_RATE // fps) / TOY_RATE
     loudness = 0.3 * rng.uniform(0.7, 1.4)
+    if tiring:
+        loudness = loudness * (1 - tiring * seconds / duration)  # (S,)
     return loudness * action_sound(rng, action, start + tempo * seconds, tempo, pitch)
 
 
@@ -416,6 +449,10 @@ def add_artefacts(title, frames, sound, artefacts):
 # Each kind has random states of its own. A show has no file: its traits are of all its episodes.
 KINDS = ("film", "action", "sound", "episode", "show")
 
+# Arguments that the first worlds did not have, and what they were there. The file world.json names
+# only those that differ, so that a world with none of them keeps its bytes.
+LATER = {"episodes": 1, "fps": TOY_FPS, "tiring": 0, "gop": None}
+
 
 class WorldFile(NamedTuple):
     """One file of the world."""
@@ -428,11 +465,23 @@ class WorldFile(NamedTuple):
     episode: int = 0  # which one of its show
 
 
-def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40), episodes=1):
+def make_toy(
+    root,
+    seed=0,
+    artefacts=0.5,
+    titles=64,
+    snippets=128,
+    clips=(20, 40),
+    episodes=1,
+    fps=TOY_FPS,
+    gop=None,
+    tiring=0.0,
+):
     """Write a toy world to the folder `root`, whole or not at all.
 
-        films/      `titles` films of `snippets` x 1.6 s, H.264 and FLAC, 5 fps of 40 x 40
-                    pixels, 16 kHz; or `titles` shows, each of `episodes` such files
+        films/      `titles` films of `snippets` x 1.6 s, H.264 and FLAC, `fps` frames a
+                    second of 40 x 40 pixels, 16 kHz; or `titles` shows, each of `episodes`
+                    such files
         action/     10 classes of clips of 3.2 s, laid out as UCF101
         sound/      as many clips of 3.2 s, laid out as ESC-50
         truth.csv   title, snippet, scene, shot and action of each snippet of a film: for
@@ -445,32 +494,54 @@ def make_toy(root, seed=0, artefacts=0.5, titles=64, snippets=128, clips=(20, 40
     clips      (to train on, to test on), of each class in each split
     episodes   more than 1 makes each title a show: a folder of so many files, which share
                what betrays a title
+    fps        frames a second, of films and clips; a multiple of 5
+    gop        frames of a group of pictures of films and clips, as `write_media` takes it
+    tiring     from 0 to 1: the share of an action's motion and loudness that is lost at
+               the end of a shot, as of a labelled clip
 
-    Raises BadInput for other artefacts, and for a folder that is not empty.
+    Raises BadInput for other numbers, and for a folder that is not empty.
     """
     root = Path(root).resolve()
-    if not 0 <= artefacts <= 1:
-        raise BadInput(f"--artefacts {artefacts}: must be from 0 to 1")
+    for name, share in (("artefacts", artefacts), ("tiring", tiring)):
+        if not 0 <= share <= 1:
+            raise BadInput(f"--{name} {share}: must be from 0 to 1")
+    fmt = toy_format(fps)
+    check_gop(gop, fmt)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise BadInput(f"{root}: exists and is not empty; name a new folder")
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as scratch:
         world = Path(scratch) / "world"
         files = list_files(titles, episodes, clips_a_class=sum(clips))
-        work = partial(make_file, root=world, seed=seed, artefacts=artefacts, snippets=snippets)
+        settings = dict(artefacts=artefacts, snippets=snippets, fmt=fmt, gop=gop, tiring=tiring)
+        work = partial(make_file, root=world, seed=seed, **settings)
         truth = make_files(world, files, work, f"toy world {root}")
         write_lists(world, action_lists(files, clips) | sound_lists(files) | truth_list(truth))
-        arguments = {
-            "seed": seed,
-            "artefacts": artefacts,
-            "titles": titles,
-            "snippets": snippets,
-            "clips": list(clips),
-        }
-        if episodes > 1:
-            arguments["episodes"] = episodes
-        (world / "world.json").write_text(json.dumps(arguments, indent=1) + "\n")
+        arguments = dict(seed=seed, artefacts=artefacts, titles=titles, snippets=snippets)
+        arguments |= dict(clips=list(clips), episodes=episodes, fps=fps, tiring=tiring)
+        arguments["gop"] = None if gop == fmt.frames else gop
+        (world / "world.json").write_text(json.dumps(named(arguments), indent=1) + "\n")
         world.replace(root)
+
+
+def named(arguments):
+    """Return those of the world's arguments that world.json names."""
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name not in LATER or value != LATER[name]
+    }
+
+
+def toy_format(fps):
+    """Return the Format of the world's snippets, which last 1.6 s at any frame rate.
+
+    Raises BadInput for frames a second that are not a multiple of 5.
+    """
+    if fps <= 0 or fps % TOY_FPS:
+        problem = f"must be a multiple of {TOY_FPS}, so that a snippet of 1.6 s has whole frames"
+        raise BadInput(f"--fps {fps}: {problem}")
+    return dataclasses.replace(TOY_FORMAT, frames=TOY_FRAMES * fps // TOY_FPS, fps=fps)
 
 
 def list_files(titles, episodes, clips_a_class):
@@ -508,7 +579,7 @@ def make_files(world, files, work, label):
     return truth
 
 
-def make_file(file, root, seed, artefacts, snippets):
+def make_file(file, root, seed, artefacts, snippets, fmt, gop, tiring):
     """Render and write one file of the world.
 
     Each has a random state of its own, so the order in which they are made changes nothing.
@@ -523,11 +594,11 @@ def make_file(file, root, seed, artefacts, snippets):
         title = make_title(rng_of_kind(seed, "show", file.title))
     else:
         title = make_title(rng)
-    frames, sound = render_film(rng, title, plan, artefacts)
+    frames, sound = render_film(rng, title, plan, artefacts, fmt, tiring)
     if file.kind == "sound":
         write_wave(root / file.path, sound)
     else:
-        write_video(root / file.path, frames, sound)
+        write_video(root / file.path, frames, sound, fmt, gop)
     if file.action is not None:
         return []
     # Numbers go on through the episodes of a show; those of scenes and shots have gaps.
@@ -542,7 +613,7 @@ def rng_of_kind(seed, kind, index):
     return np.random.default_rng((seed, KINDS.index(kind), index))
 
 
-def write_video(path, frames, sound):
+def write_video(path, frames, sound, fmt, gop):
     """Write H.264 and FLAC, in mp4.
 
     With AAC a film would take 0.5-1.2 s of CPU to encode instead of 0.1 s, a snippet would
@@ -551,7 +622,7 @@ def write_video(path, frames, sound):
     """
     options = {"preset": "ultrafast", "crf": "20", "forced-idr": "1", "sc_threshold": "0"}
     picture = ("libx264", options)
-    write_media(path, [(frames, sound)], TOY_FORMAT, picture, sound=("flac", {}))
+    write_media(path, [(frames, sound)], fmt, picture, sound=("flac", {}), gop=gop)
 
 
 def write_wave(path, sound):
