@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import finetune
+import media.__main__
+import papers.avts
 import pretrain
 from harness.fixtures import refused, run_script
 from lab.compare import downstream_row
@@ -52,6 +54,14 @@ RUNS = {
     "k16-tau0.07": {"k": 16, "tau": 0.07, "accuracy": 0.45},
     "k16-tau0.3": {"k": 16, "tau": 0.3, "accuracy": 0.42},
 }
+# Those of AVTS, on the world `time`, beside k1, k16 and iid.
+AVTS_RUNS = {
+    "avts": {"accuracy": 0.40, "sync_same": 0.7},
+    "avts-easy": {"hard_share": 0.0, "accuracy": 0.35, "sync_same": 0.65},
+    "avts-hard": {"hard_share": 1.0, "hard_after": 0.0, "accuracy": 0.2, "sync_same": 0.62},
+    "avts-mixed": {"hard_after": 0.0, "accuracy": 0.33, "sync_same": 0.63},
+    "avts-superhard": {"superhard": True, "accuracy": 0.38, "sync_same": 0.61},
+}
 UNTRAINED_ACCURACY = 0.1
 BEGINS = {"k1": 0.75}  # the share of the training after which a run takes off; others: 0.25
 TURNED = {"discrepancy": 1.5, "loss": 7.0, "accuracy": 1.0, "sync_same": 1.5, "begins": 1.0}
@@ -65,6 +75,10 @@ def made_up_rows(turned=False):
             for name in RUNS:
                 rows += rows_of_a_run(world, seed, name, turned)
             rows += rows_of_tests(world, seed, "untrained", UNTRAINED_ACCURACY, turned)
+        for name in ("k1", "k16", "iid"):
+            rows += rows_of_a_run("time", seed, name, turned)
+        for name in AVTS_RUNS:
+            rows += rows_of_avts(seed, name, turned)
     return rows
 
 
@@ -74,18 +88,15 @@ def rows_of_a_run(world, seed, name, turned):
     if name == "k1" and world != "films":
         figures["accuracy"] -= 0.1
 
-    def turn(kind, value):
-        return TURNED[kind] - value if turned else value
-
-    begins = turn("begins", BEGINS.get(name, 0.25)) * STEPS
-    discrepancy = turn("discrepancy", figures["discrepancy"]) + 0.001 * seed
+    begins = turn("begins", BEGINS.get(name, 0.25), turned) * STEPS
+    discrepancy = turn("discrepancy", figures["discrepancy"], turned) + 0.001 * seed
     final = {
-        "loss": turn("loss", figures["loss"]) + 0.001 * seed,
+        "loss": turn("loss", figures["loss"], turned) + 0.001 * seed,
         "kl_same_other": discrepancy,
         "kl_same_match": 2.0 if turned else 1.0,
         "kl_other_match": 1.0 if turned else 2.0,
         "gap": discrepancy,
-        "sync_same": turn("sync_same", figures["sync_same"]),
+        "sync_same": turn("sync_same", figures["sync_same"], turned),
     }
     row = {
         "run": f"{world}-{seed}-{name}",
@@ -107,6 +118,32 @@ def rows_of_a_run(world, seed, name, turned):
         "final": final,
     }
     return [row, *rows_of_tests(world, seed, name, figures["accuracy"], turned)]
+
+
+def turn(kind, value, turned):
+    return TURNED[kind] - value if turned else value
+
+
+def rows_of_avts(seed, name, turned):
+    """It measures no divergences, and its loss is another one than that of pretrain.py."""
+    figures = AVTS_RUNS[name]
+    row = {
+        "run": f"time-{seed}-{name}",
+        "seed": seed,
+        "paper": "AVTS",
+        "arguments": {
+            "hard_share": figures.get("hard_share", 0.25),
+            "hard_after": figures.get("hard_after", 0.5),
+            "superhard": figures.get("superhard", False),
+            "batch_size": BATCH,
+            "seed": seed,
+            "data": f"datasets/time-{seed}/films",
+        },
+        "done": {"snippets": STEPS * BATCH, "bad": 0, "skipped": 0},
+        "curves": {"loss": ([1, STEPS], [0.3, 0.2])},
+        "final": {"loss": 0.2, "sync_same": turn("sync_same", figures["sync_same"], turned)},
+    }
+    return [row, *rows_of_tests("time", seed, name, figures["accuracy"], turned)]
 
 
 def rows_of_tests(world, seed, name, accuracy, turned):
@@ -219,6 +256,15 @@ def test_the_findings_ask_what_they_say():
     assert not_held(changed("tv-12-k16", sync_same=0.1)) == [13]
     assert not_held(with_accuracy("films-12-k16-long-action", 0.1)) == [12]
     assert 12 in not_held(with_accuracy("shows-12-k16-action", 0.1))
+    assert not_held(changed("time-12-avts-easy", sync_same=0.9)) == [14]
+    assert not_held(with_accuracy("time-12-avts-hard-action", 0.9)) == [14]
+    assert not_held(with_accuracy("time-12-avts-mixed-sound", 0.9)) == [14]
+    assert not_held(changed("time-12-avts-superhard", sync_same=0.9)) == [15]
+    assert not_held(with_accuracy("time-12-avts-superhard-sound", 0.9)) == [15]
+    assert not_held(changed("time-12-k1", sync_same=0.9)) == [16]
+    assert not_held(with_accuracy("time-12-k1-sound", 0.45)) == [16]
+    assert not_held(changed("time-12-k16", sync_same=0.65)) == [17]
+    assert not_held(with_accuracy("time-12-k16-action", 0.35)) == [17]
 
 
 def test_a_run_is_late_that_takes_off_late():
@@ -348,7 +394,11 @@ XARGS = f"""#!/usr/bin/env bash
 echo "$*" > jobs_at_a_time
 exec {shutil.which("xargs")} "$@"
 """
-PARSERS = {"pretrain.py": pretrain.parse_args, "finetune.py": finetune.parse_args}
+PARSERS = {
+    "pretrain.py": pretrain.parse_args,
+    "papers.avts": papers.avts.parse_args,
+    "finetune.py": finetune.parse_args,
+}
 
 
 @pytest.fixture(scope="module")
@@ -392,15 +442,36 @@ def test_the_sweep_makes_each_run_once(swept):
         if " --data " in call:
             data = call.split(" --data ")[1].split()[0]
             assert str(Path(data).parent) in worlds  # rendered before it is read
-    assert sorted(worlds) == [f"datasets/sweep/{world}-11" for world in ("films", "shows", "tv")]
-    pretrained, tested = made_by(calls, "pretrain.py"), made_by(calls, "finetune.py")
-    assert len(pretrained) == 3 * 5 + 13
+    names = ("films", "shows", "time", "tv", "unseen")
+    assert sorted(worlds) == [f"datasets/sweep/{world}-11" for world in names]
+    television, avts = made_by(calls, "pretrain.py"), made_by(calls, "papers.avts")
+    assert len(television) == 3 * 5 + 13 + 3 and len(avts) == 5
     # Probes of the end in two tasks, of untrained networks too; of epochs before the end; and
     # fine-tunings of three networks.
+    pretrained, tested = television | avts, made_by(calls, "finetune.py")
     learning = 3 * 3 * (epochs_of_the_sweep() - 1)
-    assert len(tested) == 2 * (len(pretrained) + 3 + learning) + 3 * 2 * 2
+    assert len(tested) == 2 * (len(pretrained) + 4 + learning) + 3 * 2 * 2
+    # What the sibling papers ask, of their networks and of those beside them.
+    evaluated = made_by(calls, "lab.evaluate")
+    assert len(made_by(calls, "lab.evaluate", "retrieve")) == 3 + len(avts) + 1
+    for unseen in ("fingerprint", "sync"):
+        assert len(made_by(calls, unseen, "datasets/sweep/unseen-11/films")) == 3 + len(avts)
     rows = (folder / "lab" / "findings.json").read_text().splitlines()
-    assert len(rows) == len(pretrained | tested)
+    assert len(rows) == len(pretrained | tested | evaluated)
+
+
+def test_the_unseen_films_are_of_the_kind_of_those_that_are_trained_on(swept):
+    """They differ in their number and in their seed, and so in all that is drawn."""
+    _, calls = swept
+    worlds = {}
+    for call in calls:
+        if " -m media toy " in call:
+            args = media.__main__.parse_args(call.split()[3:])
+            worlds[Path(args.dir).name] = vars(args)
+    time, unseen = worlds["time-11"], worlds["unseen-11"]
+    differ = {name for name in time if time[name] != unseen[name]}
+    assert differ == {"dir", "seed", "titles", "clips"} and unseen["seed"] == 111
+    assert (time["fps"], time["gop"], time["tiring"]) == (10, 1, 0.5)
 
 
 def test_the_sweep_makes_what_has_no_row_and_no_more(swept, tmp_path):
@@ -417,10 +488,15 @@ def test_the_sweep_makes_what_has_no_row_and_no_more(swept, tmp_path):
     assert sum(" -m media toy " in call for call in calls) == 1
 
 
-def test_the_headline_is_three_worlds_and_five_seeds():
-    command = ["bash", LAB / "sweep.sh", "--list", "--headline"]
+def jobs_of(flag):
+    """(seed, world, network) of each job of the sweep with this flag."""
+    command = ["bash", LAB / "sweep.sh", "--list", flag]
     jobs = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    found = [tuple(job.split()[:3]) for job in jobs]
+    return [tuple(job.split()[:3]) for job in jobs]
+
+
+def test_the_headline_is_three_worlds_and_five_seeds():
+    found = jobs_of("--headline")
     expected = {
         (f"{seed}", world, network)
         for seed in range(11, 16)
@@ -430,9 +506,16 @@ def test_the_headline_is_three_worlds_and_five_seeds():
     assert len(found) == len(expected) and set(found) == expected
 
 
+def test_the_sibling_papers_have_a_world_and_three_seeds():
+    found = jobs_of("--papers")
+    networks = {"k1", "k16", "iid", "untrained", *AVTS_RUNS}
+    expected = {(f"{seed}", "time", network) for seed in range(11, 14) for network in networks}
+    assert len(found) == len(expected) and set(found) == expected
+
+
 def test_the_sweep_makes_all_that_the_findings_ask_for(swept):
     _, calls = swept
-    rows = [row_of_call(call) for call in calls if call.split()[1] in PARSERS]
+    rows = [row_of_call(call) for call in calls if script_in(call) in PARSERS]
     figures = figures_of(rows)
     for finding in FINDINGS.values():
         for comparison in finding():
@@ -440,11 +523,46 @@ def test_the_sweep_makes_all_that_the_findings_ask_for(swept):
                 assert figure in figures, figure
 
 
+def test_the_sweep_trains_all_papers_for_as_many_snippets(swept):
+    """They train on 230 of the 256 titles, each of 153.6 s; the others are held out."""
+    _, calls = swept
+    snippets = {}
+    for call in calls:
+        if " datasets/sweep/time-11/films " in call:
+            args = PARSERS[script_in(call)](flags_in(call))
+            stride = getattr(args, "stride", args.frames / args.fps)
+            length = args.frames / args.fps
+            M = 1 + round((153.6 - length) / stride)  # snippets of a title
+            snippets[Path(args.out).name] = args.epochs * (230 * M // args.batch_size) * 64
+            assert (args.width, args.batch_size, args.share) == (8, 64, 64)
+            assert getattr(args, "network", "r2plus1d_18") == "r2plus1d_18"
+            assert (args.rate, args.n_fft, args.hop, args.mels) == (16000, 1024, 256, 64)
+            assert length == pytest.approx(1.6)
+    assert len(snippets) == 8
+    most = max(snippets.values())
+    assert most == 690 * 64 and min(snippets.values()) > 0.99 * most
+
+
+def script_in(call):
+    """The script, or the module, that a command runs."""
+    words = call.split()
+    return words[2] if words[1] == "-m" else words[1]
+
+
+def flags_in(call):
+    return call.split(f" {script_in(call)} ")[1].split()
+
+
 def row_of_call(call):
     """The row of a run with this command, whose flags its script has to understand."""
-    _, script, *flags = call.split()
-    args = vars(PARSERS[script](flags))  # raises BadInput for a flag that is not there
+    script = script_in(call)
+    args = vars(PARSERS[script](flags_in(call)))  # raises BadInput for a flag that is not there
     run = {"run": Path(args["out"]).name, "seed": args["seed"]}
+    if script.startswith("papers."):
+        final = {"loss": 0.2, "sync_same": 0.7, "sync_other": 0.9}
+        done = {"snippets": STEPS * args["batch_size"], "skipped": 0}
+        paper = {"papers.avts": "AVTS"}[script]
+        return {**run, "paper": paper, "arguments": args, "final": final, "done": done}
     if script == "pretrain.py":
         measured = {"loss": 3.0, **dict.fromkeys(MEASURES, 1.0)}
         steps = args["epochs"] * STEPS
@@ -459,6 +577,8 @@ def row_of_call(call):
         end = epochs_of_the_sweep()
         if "-long/" in args["ckpt"]:
             end *= 2
+        if "-avts" in args["ckpt"]:
+            end = 1
         epoch = Path(args["ckpt"]).stem.replace("checkpoint", f"{end}").removeprefix("epoch")
         result["pretraining_step"] = int(epoch) * STEPS
     return {**run, **downstream_row(result)}
