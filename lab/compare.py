@@ -8,8 +8,8 @@ Runs that differ in nothing but their seed are one row of the table and one curv
 differ in any other argument are told apart by their labels. Each sweep of a collection is a
 picture, COLLECTION-SWEEP.png; `sweeps` below lists them, and which figure each repeats. Where
 checkpoints inside runs (pretrain.py --keep) were tested, COLLECTION-learning.png shows how they
-do. A RUN is the folder of a finished run of pretrain.py, of a file of papers/, or of finetune.py,
-or a findings.json, which has a row for each run that was compared.
+do. A RUN is the folder of a finished run of pretrain.py, of a file of papers/, of finetune.py or of
+lab.evaluate, or a findings.json, which has a row for each run that was compared.
 """
 
 # A row is what findings.json keeps of a run: `run` (the name of its folder), `seed` and
@@ -18,7 +18,9 @@ or a findings.json, which has a row for each run that was compared.
 # file of papers/, `paper` ("AVTS"). Of finetune.py it also keeps `task`, `pretraining` (the run
 # that its weights are from, or None) and `accuracy` (from 0 to 1), and where there are any
 # `pretraining_step` (the step of that run after which it had these weights) and
-# `accuracy_of_shots` ({labelled files of each class: accuracy} of a probe).
+# `accuracy_of_shots` ({labelled files of each class: accuracy} of a probe). Of lab.evaluate it
+# keeps the same, but `accuracies` ({task: accuracy}) in place of `accuracy`, and `untrained` (those
+# of an untrained network) where the run had one beside it.
 #
 #     base      {argument: its most common value} of the runs of one paper on one collection, of
 #               each argument in which they differ and which a label names only where it has
@@ -27,7 +29,8 @@ or a findings.json, which has a row for each run that was compared.
 #               "k = 16, batch size = 128"; a base label names k, w, σ and τ only. That of a run of
 #               a sibling paper begins with its name: "AVTS, hard share = 0.0", base label "AVTS"
 #     groups    {label: {seed: row of a pretraining}} of one collection
-#     test      a row of finetune.py, beside the label of the run that its weights are from
+#     test      a row of finetune.py or lab.evaluate, beside the label of the run that its weights
+#               are from
 #     inside    of a checkpoint that was written before its run ended: no result of that run
 #     results   {task: {label, or "none" for no pretraining: {seed: accuracy from 0 to 1}}}
 #
@@ -74,6 +77,7 @@ LOSSES = {MAIN: ("training loss (Equation 1)", "nats")}
 FEW_LABELS = 5
 FEW_TASKS = 5
 SHORT_LABEL = len("k = 16, w = scene")
+RETRIEVED = ("1", "5")  # Those K of R@K that are compared.
 UNTRAINED = "none"  # The label of a network that was not pretrained.
 MARKERS = "v*osD^<>pPXh"  # One for each task.
 MARKER = 0.06  # Height of a marker, in inches.
@@ -98,7 +102,7 @@ def read_runs(paths):
             print(f"{printable(path)}: no finished run, skipped")
             continue
         except NotCompared:
-            print(f"{printable(path)}: a run of lab.evaluate, skipped")
+            print(f"{printable(path)}: a run of lab.evaluate without a row, skipped")
             continue
         for row in found:
             if row["run"] in rows:
@@ -126,8 +130,8 @@ class NotCompared(BadInput):
 def read_rows(path, remedy="leave it out"):
     """Return the rows of one folder, or of one findings.json.
 
-    Raises FileNotFoundError where no run is finished, NotCompared for one of lab.evaluate, and
-    BadInput, with a remedy, for a file of something else.
+    Raises FileNotFoundError where no run is finished, NotCompared for an evaluation that has no
+    row, and BadInput, with a remedy, for a file of something else.
     """
     try:
         if path.suffix != ".json":
@@ -141,7 +145,7 @@ def read_rows(path, remedy="leave it out"):
     except NotADirectoryError as error:
         raise FileNotFoundError(path) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        writers = "pretrain.py, papers/, finetune.py or lab.compare"
+        writers = "pretrain.py, papers/, finetune.py, lab.evaluate or lab.compare"
         raise BadInput(f"{path}: not what {writers} writes ({error}); {remedy}") from error
 
 
@@ -149,8 +153,8 @@ def read_run(path):
     """Return the row of a run's folder, from its result.json."""
     result = json.loads((path / "result.json").read_text())
     if "evaluation" in result:
-        raise NotCompared(f"{path}: a run of lab.evaluate, which has no row; leave it out")
-    if "accuracy" in result:
+        result = evaluation_row(result, path)
+    elif "accuracy" in result:
         result = downstream_row(result)
     name = Path(os.path.abspath(path)).name  # The folder "." has a name, too.
     return {"run": name, "seed": result["arguments"]["seed"], **result}
@@ -162,18 +166,59 @@ def downstream_row(result):
     shots = None
     if arguments.get("shots") and not arguments["probe"]:
         [shots] = arguments["shots"]  # A network is fine-tuned on one number of them.
-    row = {"task": task_of(arguments, shots), "pretraining": None}
-    if arguments["ckpt"]:
-        row["pretraining"] = Path(arguments["ckpt"]).resolve().parent.name
-    if result.get("pretraining_step") is not None:
-        row["pretraining_step"] = result["pretraining_step"]
-    row["accuracy"] = result["accuracy"]
+    row = {"task": task_of(arguments, shots), **weights_of(result), "accuracy": result["accuracy"]}
     if arguments["probe"] and result.get("accuracy_of_shots"):
         row["accuracy_of_shots"] = result["accuracy_of_shots"]
-    row["arguments"] = arguments
+    return {**row, **conditions_of(result)}
+
+
+def weights_of(result):
+    """Of a result.json of a test, what a row keeps of the weights that were tested."""
+    weights = {"pretraining": None}
+    if result["settings"]["ckpt"]:
+        weights["pretraining"] = Path(result["settings"]["ckpt"]).resolve().parent.name
+    if result.get("pretraining_step") is not None:
+        weights["pretraining_step"] = result["pretraining_step"]
+    return weights
+
+
+def conditions_of(result):
+    """Of a result.json of a test, what a row keeps of how it was made."""
+    conditions = {"arguments": result["settings"]}
     if "versions" in result:
-        row["versions"] = result["versions"]
-    return row
+        conditions["versions"] = result["versions"]
+    return conditions
+
+
+def evaluation_row(result, path):
+    """Of a result.json of lab.evaluate, what a row keeps. Raises NotCompared for any other kind."""
+    arguments = result["settings"]
+    untrained = {}
+    if result["evaluation"] == "svm":
+        task = f"{arguments['task']}, SVM"
+        accuracies = {task: result["accuracy"]}
+    elif result["evaluation"] == "retrieve":
+        task = f"{arguments['task']}, retrieval, split {arguments['split']}"
+        accuracies = {
+            f"{arguments['task']}, R@{K}, split {arguments['split']}": recall
+            for K, recall in result["recall"].items()
+            if K in RETRIEVED
+        }
+    elif result["evaluation"] == "fingerprint":
+        task = f"fingerprint of {collection_of(arguments['data'], arguments['seed'])}"
+        accuracies = fingerprint_recalls(task, result["recall"]["checkpoint"])
+        untrained = fingerprint_recalls(task, result["recall"]["untrained"])
+    else:
+        raise NotCompared(f"{path}: a run of lab.evaluate without a row; leave it out")
+    row = {"task": task, **weights_of(result), "accuracies": accuracies}
+    if untrained:
+        row["untrained"] = untrained
+    return {**row, **conditions_of(result)}
+
+
+def fingerprint_recalls(task, recall_of):
+    """{task: R@1} in the mean of the distortions: by sight, by sound, and by both."""
+    return {f"{task}, R@1 mean, {part}": recall["mean"]["1"] for part, recall in recall_of.items()}
 
 
 def task_of(arguments, shots=None):
@@ -258,11 +303,13 @@ def by_collection(rows):
     """
     rows_of = {}
     for row in sorted(rows, key=lambda row: (paper_key(row), row["seed"])):
-        # The world of seed 2 is films-2, and its collection films.
-        world = collection_name(row["arguments"]["data"])
-        collection = world.removesuffix(f"-{row['seed']}")
-        rows_of.setdefault(collection, []).append(row)
+        rows_of.setdefault(collection_of(row["arguments"]["data"], row["seed"]), []).append(row)
     return rows_of
+
+
+def collection_of(data, seed):
+    """The collection that a run has its data from: the world of seed 2 is films-2, and it films."""
+    return collection_name(data).removesuffix(f"-{seed}")
 
 
 def paper_of(row):
@@ -589,12 +636,17 @@ def results_of(tests):
         for task, accuracy in accuracies_of(test.row).items():
             accuracy_of_seed = results.setdefault(task, {}).setdefault(test.label, {})
             accuracy_of_seed[test.row["seed"]] = accuracy
+        for task, accuracy in test.row.get("untrained", {}).items():
+            accuracy_of_seed = results[task].setdefault(UNTRAINED, {})
+            accuracy_of_seed.setdefault(test.row["seed"], accuracy)
     # An untrained network may have been tested with a number of shots of its own.
     return {task: found for task, found in results.items() if found.keys() != {UNTRAINED}}
 
 
 def accuracies_of(row):
-    """Return {task: accuracy} of a row of finetune.py: of all labelled files, then of few."""
+    """Return {task: accuracy} of a test: of a probe first of all labelled files, then of few."""
+    if "accuracies" in row:
+        return row["accuracies"]
     accuracies = {row["task"]: row["accuracy"]}
     of_shots = row.get("accuracy_of_shots", {})
     for shots in sorted(of_shots, key=int):
@@ -719,7 +771,7 @@ def draw_learning(path, curves, groups, all_labels):
                 snippets = batch_size * np.array(steps)
                 seeds = [(snippets, values) for values in percents]
                 draw_curve(axes, seeds, None, colour, "." + line)
-        axes.set(title=task, xlabel="snippets seen", ylabel="top-1 %")
+        axes.set(title=task, xlabel="snippets seen", ylabel=unit_of([task]))
     if crowded:
         draw_legend(panels[-1], panels[0])
     else:
@@ -792,13 +844,20 @@ def draw_downstream(axes, results, labels, tasks, sideways):
     if has_untrained(results):
         axes.set_title("downstream (none: without pretraining)")
     if sideways:
-        axes.set(xlabel="top-1 %", ylim=(len(labels) - 0.5, -0.5))
+        axes.set(xlabel=unit_of(results), ylim=(len(labels) - 0.5, -0.5))
         axes.set_yticks(range(len(labels)), map(in_lines, labels), fontsize=8)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
     else:
-        axes.set_ylabel("top-1 %")
+        axes.set_ylabel(unit_of(results))
         axes.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in labels])
         legend_below(axes)
+
+
+def unit_of(tasks):
+    """The unit of these tasks: recall is no share of files that get their label."""
+    if any("R@" in task for task in tasks):
+        return "%"
+    return "top-1 %"
 
 
 def percents(accuracy_of_seed):

@@ -1134,6 +1134,119 @@ def test_a_run_of_a_sibling_paper_is_tested_as_others_are():
 
 
 # --------------------------------------------------------------------------------------------------
+# Evaluations
+# --------------------------------------------------------------------------------------------------
+
+
+def result_of_evaluation(kind, ckpt="runs/tv-k16/checkpoint.pt", step=100, seed=0, **settings):
+    """A result.json of lab.evaluate."""
+    found = {
+        "svm": {"accuracy": 0.7},
+        "retrieve": {"recall": {"1": 0.3, "5": 0.6, "10": 0.9}},
+        "fingerprint": {
+            "recall": {
+                "checkpoint": recalls_of_fingerprint(0.8),
+                "untrained": recalls_of_fingerprint(0.4),
+                "pixels and spectrum": recalls_of_fingerprint(0.6),
+            }
+        },
+        "other": {},
+    }
+    settings = {"data": f"datasets/tv-{seed}/films", "ckpt": ckpt, "seed": seed, **settings}
+    common = {"evaluation": kind, "pretraining_step": step, "settings": settings}
+    return {**common, **found[kind], "versions": {"torch": "2"}}
+
+
+def recalls_of_fingerprint(value):
+    """{modality: {distortion, mean or worst: {K: R@K}}}."""
+    recalls = {}
+    for i, modality in enumerate(("sight", "sound", "both")):
+        mean = {"1": value - 0.1 * i, "5": 0.9}
+        recalls[modality] = {"none": {"1": 1.0, "5": 1.0}, "mean": mean, "worst": {"1": 0, "5": 0}}
+    return recalls
+
+
+def rows_of_evaluations(folder, **changes):
+    """Rows of all kinds of evaluations, through the result.json of each."""
+    tasks = {
+        "svm": {"task": "toy-sound", "data": "datasets/tv-0/sound"},
+        "retrieve": {"task": "toy-action", "split": "all", "data": "datasets/tv-0/action"},
+        "fingerprint": {},
+    }
+    folders = []
+    for kind, settings in tasks.items():
+        result = result_of_evaluation(kind, **settings, **changes)
+        folders.append(write_result(folder / kind, result))
+    return [lab.compare.read_run(path) for path in folders]
+
+
+def test_evaluations_are_tests_of_a_pretraining(tmp_path):
+    groups = group([row_of_flags("tv")])["tv"]  # of 100 steps
+    rows = rows_of_evaluations(tmp_path)
+    keys = {"run", "seed", "task", "pretraining", "pretraining_step", "accuracies", "arguments"}
+    assert [row.keys() - keys for row in rows] == [*2 * [{"versions"}], {"untrained", "versions"}]
+    found = {
+        "toy-sound, SVM": {"k = 16": {0: 0.7}},
+        "toy-action, R@1, split all": {"k = 16": {0: 0.3}},
+        "toy-action, R@5, split all": {"k = 16": {0: 0.6}},
+    }
+    for part, (recall, untrained) in {
+        "sight": (0.8, 0.4),
+        "sound": (0.7, 0.3),
+        "both": (0.6, 0.2),
+    }.items():
+        task = f"fingerprint of tv, R@1 mean, {part}"
+        found[task] = {"k = 16": {0: pytest.approx(recall)}, "none": {0: pytest.approx(untrained)}}
+    assert downstream(rows, groups) == found
+    assert list(downstream(rows, groups)) == list(found)
+    # Of an untrained network, the first counts; it is beside a pretrained one only.
+    again = rows_of_evaluations(tmp_path / "again", ckpt="runs/elsewhere/checkpoint.pt")
+    assert downstream(again, groups) == {}
+    again[-1] |= {"pretraining": "tv-k16", "untrained": {task: 0.9}, "task": "another"}
+    assert downstream([*rows, again[-1]], groups)[task]["none"] == found[task]["none"]
+
+
+def test_evaluations_of_other_networks_are_told_apart(tmp_path):
+    """Those of a checkpoint inside a run, and of one that was not pretrained."""
+    groups = group([row_of_flags("tv")])["tv"]
+    rows = rows_of_evaluations(tmp_path / "end")[:2]
+    inside = rows_of_evaluations(tmp_path / "inside", step=50)[:2]
+    untrained = rows_of_evaluations(tmp_path / "none", ckpt=None, step=None)[:2]
+    for row in untrained:
+        row["accuracies"] = {task: 0.1 for task in row["accuracies"]}
+    assert [row["pretraining"] for row in untrained] == [None, None]
+    found = downstream([*rows, *inside, *untrained], groups)
+    assert found["toy-sound, SVM"] == {"k = 16": {0: 0.7}, "none": {0: 0.1}}
+    curve = learning_curves([*rows, *inside, *untrained], groups)["toy-action, R@5, split all"]
+    assert curve == {"k = 16": {0: ([0, 50, 100], [0.1, 0.6, 0.6])}}
+
+
+def test_an_evaluation_without_a_row_is_skipped(tmp_path, capsys):
+    other = write_result(tmp_path / "other", result_of_evaluation("other"))
+    svm = write_result(tmp_path / "svm", result_of_evaluation("svm", task="toy-sound"))
+    pretrained = row_of_flags("tv")
+    (tmp_path / "rows.json").write_text(json.dumps([pretrained]))
+    rows = read_runs([other, svm, tmp_path / "rows.json"])
+    assert {row["run"] for row in rows} == {"svm", pretrained["run"]}
+    assert capsys.readouterr().out == f"{other}: a run of lab.evaluate without a row, skipped\n"
+    refusal = refused("lab.compare", "--add", tmp_path / "new.json", svm, other)
+    assert refusal == f"{other}: a run of lab.evaluate without a row; leave it out"
+
+
+def test_evaluations_are_drawn_in_percent(tmp_path, figures):
+    rows = [row_of_flags("tv --k 1"), row_of_flags("tv")]
+    for name in ("tv-k1", "tv-k16"):
+        row = {"seed": 0, "pretraining": name, "arguments": {"data": "datasets/tv/action"}}
+        few = {"task": "hmdb51", "accuracy": 0.5}
+        found = {"task": "retrieval", "accuracies": {"toy-action, R@1, split 1": 0.5}}
+        rows += [{**row, "run": f"{name}-{test['task']}", **test} for test in (few, found)]
+    for used, unit in (([0, 1, 2, 4], "top-1 %"), ([0, 1, 3, 5], "%"), (range(6), "%")):
+        (tmp_path / "rows.json").write_text(json.dumps([rows[i] for i in used]))
+        compare([tmp_path / "rows.json"], tmp_path)
+        assert figures[-1].axes[-1].get_ylabel() == unit
+
+
+# --------------------------------------------------------------------------------------------------
 # The notebook
 # --------------------------------------------------------------------------------------------------
 
