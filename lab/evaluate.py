@@ -4,6 +4,9 @@
     python -m lab.evaluate svm --task esc50 --ckpt FILE        5 folds, 10 sub-clips of 2 s
     python -m lab.evaluate svm --task dcase2014 --ckpt FILE    60 sub-clips of 2 s
     python -m lab.evaluate svm --task dcase2014                an untrained network
+    python -m lab.evaluate retrieve --task ucf101 --ckpt FILE       also hmdb51, esc50, the toy's
+    python -m lab.evaluate retrieve --task toy-action --split all --ckpt FILE
+    python -m lab.evaluate fingerprint --data FOLDER --ckpt FILE    distorted clips, see there
 
 `svm` is how AVTS (Korbar, Tran and Torresani, 2018) tests its audio network, as we remember it and
 have not verified: a one-vs-all linear SVM on features of equally spaced sub-clips of each file,
@@ -13,10 +16,17 @@ squared hinge, free biases, the grid of C, and the parts of the cross-validation
 code that reports the C which does best on the test files. We do not: no label of a test file is
 looked at before C is chosen and the SVM is fitted, once.
 
+`retrieve` is named in the abstract of the Temporal paper (Jenni, Black and Collomosse, 2023), and
+its details are not known to us: each test file of a split queries the training files, and R@K is
+the share of the queries that find a file of their class among the K most similar ones. Our choice
+are the features (the last map, averaged, as for `finetune.py --probe`, then averaged over the
+views with which fine-tuning tests a file: 10 clips, of a video in 3 crops), cosine similarity, and
+that a tie counts against the network.
+
 A run is a folder: last.pt (the splits that are done), result.json. The same command resumes after
 the last of these splits, and computes the features again.
 
-V sub-clips of a file; N files; D features; C the constant of an SVM.
+V views of a file, its sub-clips or their crops; N files; D features; C the constant of an SVM.
 """
 
 import argparse
@@ -29,7 +39,7 @@ from torch import nn
 from tqdm import tqdm
 
 import finetune
-from data import AudioFrontEnd
+from data import AudioFrontEnd, VideoFrontEnd
 from finetune import (
     MAY_CHANGE,
     PAPER,
@@ -42,12 +52,16 @@ from finetune import (
     name_of_weights,
     read_lists,
     repeat_exactly,
+    set_sizes,
     unique_items,
     views_of,
 )
 from harness.errors import add_command, make_parser, one_line_errors
 from harness.flags import check_rules, names_of_flags
 from harness.run import Processes, Run
+from lab.fingerprint import add_fingerprint_flags, run_fingerprint
+from lab.nearest import cosine_similarity, rank_of_match
+from media.collection import collection_name
 from media.format import Format
 from media.labels import SOUNDS
 
@@ -91,18 +105,10 @@ def add_svm_flags(parser):
         metavar="{" + ",".join(TASKS) + "}",
         help="all splits of it; toy-sound is our choice",
     )
-    ckpt = "written by pretrain.py or one of papers/; default: an untrained network"
-    add("--ckpt", metavar="FILE", help=ckpt)
-    add("--data", metavar="DIR", help="the set as its authors publish it; default in datasets/")
+    add_source_flags(add)
     add("--clips", type=int, help="sub-clips of a file: 10 of ESC-50, 60 of DCASE2014; toy: 5")
     add("--seconds", type=float, help="of a sub-clip: 2; toy: 1.6")
-    width = "of an untrained network: 64, toy 16; default otherwise the checkpoint's"
-    add("--width", type=int, help=width)
-    precision = "of the network on a GPU; on a CPU it has fp32 (our choice)"
-    add("--precision", choices=("bf16", "fp32"), default="bf16", help=precision)
-    add("--out", metavar="DIR", help="default runs/svm-TASK-NAME, as finetune.py names it")
-    add("--seed", type=int, default=0, help="of an untrained network")
-    add("--workers", type=int, default=2, help="processes that read, for each process")
+    add_run_flags(add)
 
 
 def task_of_sounds(name):
@@ -135,15 +141,6 @@ def format_of(args, source, task):
     return Format(frames=1, fps=1 / args.seconds, **sound)
 
 
-def read_sets(args, task, fmt):
-    """{split: (training set, test set, class names)} of all splits of a task."""
-    sets = {}
-    for split in range(1, task["splits"] + 1):
-        train, test, names = read_lists(args.data, task["layout"], split)
-        sets[split] = (make_set(train, fmt, args, task), make_set(test, fmt, args, task), names)
-    return sets
-
-
 def parts_of(split, sets):
     """The training files of a split in parts for cross-validation: a list of [(path, label)].
 
@@ -162,20 +159,6 @@ def parts_of(split, sets):
                 parts[PARTS * i // len(files)].append(item)
     assert sorted(itertools.chain(*parts)) == sorted(train.items), "parts are not the training set"
     return parts
-
-
-def frozen_network(args, source, fmt, files, device):
-    """The audio network with the weights of `source`, and the front-end that it is used to."""
-    train, *_ = files
-    state = source.front_end
-    front_end = AudioFrontEnd(fmt, mean=state["log_mel_mean"], std=state["log_mel_std"])
-    if source.standardise:
-        measure_sound(front_end, train, args.seed)
-    torch.manual_seed(args.seed)
-    net = source.make_network()
-    if source.weights:
-        net.load_state_dict(source.weights)
-    return net.to(device), front_end.to(device)
 
 
 def squared_hinge(scores, labels):
@@ -225,7 +208,7 @@ def best_c(right):
     return max(right, key=lambda C: (right[C], -C))
 
 
-def evaluate_split(features, split, sets, device):
+def svm_of_split(features, split, sets, device):
     """Choose C, fit the SVM to all training files, and look at the test files, once."""
     train, test, names = sets[split]
     right = cross_validate(features, parts_of(split, sets), len(names), device)
@@ -260,9 +243,8 @@ def line_of(args, source, split, sets, found):
     return f"{args.task} split {split}: {percent} of {tested}, C {found['C']:g}"
 
 
-def finish_svm(args, source, state, sets, run):
-    """Write result.json, and return the lines to print."""
-    splits = state["splits"]
+def finish_svm(args, source, splits, sets):
+    """What result.json has of the splits, and the lines to print."""
     mean = sum(found["accuracy"] for found in splits.values()) / len(splits)
     lines = [line_of(args, source, split, sets, found) for split, found in splits.items()]
     if len(splits) > 1:
@@ -271,39 +253,231 @@ def finish_svm(args, source, state, sets, run):
     def of_split(name):
         return {split: found[name] for split, found in splits.items()}
 
-    run.finish(
-        {
-            "evaluation": "svm",
-            "task": args.task,
-            "accuracy": mean,
-            "accuracy_of_split": of_split("accuracy"),
-            "C_of_split": of_split("C"),
-            "accuracy_in_validation_of_split": of_split("accuracy_in_validation"),
-            "tests_of_split": {split: len(sets[split][1]) for split in splits},
-            "summary": lines,
-            "weights": source.describe(),
-            "pretraining_epoch": source.epoch,
-            "pretraining_step": source.step,
-            "settings": run.settings,
-        }
-    )
-    run.save({**state, "summary": lines})
-    return lines
+    result = {
+        "accuracy": mean,
+        "accuracy_of_split": of_split("accuracy"),
+        "C_of_split": of_split("C"),
+        "accuracy_in_validation_of_split": of_split("accuracy_in_validation"),
+    }
+    return result, lines
 
 
 def run_svm(args):
-    # Arguments. Every process checks all of them before any work.
-    processes = Processes(args.precision)
     task = TASKS[args.task]
     source = Source(args, task)
     args.width = source.width
     check_svm_args(args, source.front_end)
     fmt = format_of(args, source, task)
-    sets = read_sets(args, task, fmt)
-    settings = {**vars(args), "grid": GRID, "weights": source.describe()}
-    settings["processes"] = processes.world_size
+    sets = read_sets(args, task, fmt, range(1, task["splits"] + 1))
+    settings = {**vars(args), "grid": GRID}
+    run_splits(args, source, fmt, sets, settings, svm_of_split, report_svm, finish_svm)
 
+
+# -------------------------------------------------------------------------------------------------
+# retrieve: the files of a class, found by one of them
+#
+# Tasks, their sizes and their views are those of finetune.py.
+# -------------------------------------------------------------------------------------------------
+
+KS = (1, 5, 10, 20, 50)  # K of R@K
+
+
+def add_retrieve_flags(parser):
+    add = parser.add_argument
+    add("--task", required=True, choices=finetune.TASKS, help="as in finetune.py")
+    add_source_flags(add)
+    splits = "1, or all: the mean of 3 splits or 5 folds (our choice: 1)"
+    add("--split", default="1", help=splits)
+    add("--frames", type=int, help="of a clip, 32; frames / fps is the length of a sound")
+    add("--fps", type=float, help="10")
+    add("--crop", type=int, help="default the checkpoint's own")
+    short_side = "shorter side, 190 pixels; default in proportion to --crop"
+    add("--short-side", type=int, help=short_side)
+    clips = "10 of a file, each of a video in 3 crops, as fine-tuning tests it; the toy's 2"
+    add("--clips", type=int, help=clips)
+    network = "the untrained network of videos, as models.py names it; default R(2+1)D-18"
+    add("--network", choices=("r2plus1d_18", "mc3_18"), help=network)
+    add_run_flags(add)
+
+
+def check_retrieve_args(args, task):
+    """Raise BadInput for what can be told from the flags and the checkpoint."""
+    splits = [str(split) for split in range(1, task["splits"] + 1)]
+    sees = task["layout"] not in SOUNDS
+    rules = [
+        ("split", args.split in ["all", *splits], f"1 to {task['splits']}, or all"),
+        ("frames", args.frames >= 1, "1 or more"),
+        ("fps", args.fps >= 0.1, "0.1 or more"),
+        ("crop", args.crop >= 1, "1 or more"),
+        ("short_side", args.crop <= args.short_side, f"--crop {args.crop} or more"),
+        ("clips", args.clips >= 1, "1 or more"),
+        ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
+        ("network", args.network is None or not args.ckpt, "left out: --ckpt names its own"),
+        ("network", args.network is None or sees, "left out: it sees no sound"),
+        ("seed", args.seed >= 0, "0 or more"),
+        ("workers", args.workers >= 0, "0 or more"),
+    ]
+    check_rules(args, rules)
+
+
+def recall_of_chance(gallery_labels, labels, K):
+    """R@K of a gallery in random order: the mean over queries of 1 - P(no match among K)."""
+    N = len(gallery_labels)
+    found = 0.0
+    for label in labels:
+        others = N - gallery_labels.count(label)
+        found += 1 - math.comb(others, K) / math.comb(N, K)
+    return found / len(labels)
+
+
+def retrieval_of_split(features, split, sets, device):
+    """Let the test files of a split query its training files: {K: R@K}, and that of chance."""
+    train, test, _ = sets[split]
+
+    def mean_features(files):
+        return torch.stack([features[path].mean(0) for path, _ in files.items]).to(device)
+
+    similarity = cosine_similarity(mean_features(test), mean_features(train))  # (Q, N)
+    labels = [label for _, label in test.items]
+    gallery_labels = [label for _, label in train.items]
+    is_match = torch.tensor(labels)[:, None] == torch.tensor(gallery_labels)[None, :]
+    ranks = rank_of_match(similarity, is_match.to(device))
+    ks = ks_of(sets)
+    return {
+        "recall": {K: (ranks <= K).double().mean().item() for K in ks},
+        "chance": {K: recall_of_chance(gallery_labels, labels, K) for K in ks},
+    }
+
+
+def ks_of(sets):
+    """Those of KS for which every split has enough files to train on."""
+    smallest = min(len(train) for train, _, _ in sets.values())
+    return [K for K in KS if K <= smallest]
+
+
+def report_retrieve(args, source, sets, run, processes):
+    """Print what is done, before it begins."""
+    report = processes.report
+    *_, names = next(iter(sets.values()))
+    number = len(unique_items(sets))
+    report(f"{args.task}: {len(names)} classes, {number} {views_of(args, source)}")
+    report(f"weights: {source.describe()}; frozen")
+    report("recipe: test files query training files; cosine similarity of the mean of the views")
+    too_many = [K for K in KS if K not in ks_of(sets)]
+    for K in too_many:
+        report(f"left out: R@{K}, since a split has fewer than {K} files to train on")
+    report(f"run: {run.out}, on {processes.world_size} x {processes.device.type}")
+
+
+def recalls_in_words(recall):
+    """{K: share} -> "R@1 25.0 %, R@5 60.5 %"."""
+    return ", ".join(f"R@{K} {100 * share:.1f} %" for K, share in recall.items())
+
+
+def finish_retrieve(args, source, splits, sets):
+    """What result.json has of the splits, and the lines to print."""
+    lines = []
+    for split, found in splits.items():
+        train, test, _ = sets[split]
+        files = f"{len(test)} {views_of(args, source)} among {len(train)}"
+        lines.append(f"{args.task} split {split}: {recalls_in_words(found['recall'])}; {files}")
+
+    def mean_of(name):
+        ks = ks_of(sets)
+        return {K: sum(found[name][K] for found in splits.values()) / len(splits) for K in ks}
+
+    recall, chance = mean_of("recall"), mean_of("chance")
+    if len(splits) > 1:
+        mean = f"the mean of {len(splits)} splits"
+        lines.append(f"{args.task}: {recalls_in_words(recall)}, {mean}")
+    lines.append(f"{args.task} in random order: {recalls_in_words(chance)}")
+    result = {
+        "recall": recall,
+        "recall_of_split": {split: found["recall"] for split, found in splits.items()},
+        "chance": chance,
+        "gallery_of_split": {split: len(sets[split][0]) for split in splits},
+    }
+    return result, lines
+
+
+def run_retrieve(args):
+    task = finetune.TASKS[args.task]
+    source = Source(args, task)
+    args.width = source.width
+    args.scale = None  # The sizes of fine-tuning include one of training, which there is none of.
+    set_sizes(args, task, source.front_end)
+    check_retrieve_args(args, task)
+    sound = {name: source.front_end[name] for name in task["sound"]}
+    fmt = Format(args.frames, args.fps, args.short_side, args.crop, **sound)
+    splits = [args.split]
+    if args.split == "all":
+        splits = range(1, task["splits"] + 1)
+    sets = read_sets(args, task, fmt, map(int, splits))
+    settings = dict(vars(args))
+    run_splits(
+        args, source, fmt, sets, settings, retrieval_of_split, report_retrieve, finish_retrieve
+    )
+
+
+# -------------------------------------------------------------------------------------------------
+# What both share: flags, files, the frozen network, and the run
+# -------------------------------------------------------------------------------------------------
+
+
+def add_source_flags(add):
+    ckpt = "written by pretrain.py or one of papers/; default: an untrained network"
+    add("--ckpt", metavar="FILE", help=ckpt)
+    add("--data", metavar="DIR", help="the set as its authors publish it; default in datasets/")
+
+
+def add_run_flags(add):
+    width = "of an untrained network: 64, toy 16; default otherwise the checkpoint's"
+    add("--width", type=int, help=width)
+    precision = "of the network on a GPU; on a CPU it has fp32 (our choice)"
+    add("--precision", choices=("bf16", "fp32"), default="bf16", help=precision)
+    add("--out", metavar="DIR", help="default runs/COMMAND-TASK-NAME, as finetune.py does")
+    add("--seed", type=int, default=0, help="of an untrained network")
+    add("--workers", type=int, default=2, help="processes that read, for each process")
+
+
+def read_sets(args, task, fmt, splits):
+    """{split: (training set, test set, class names)} of these splits of a task."""
+    sets = {}
+    for split in splits:
+        train, test, names = read_lists(args.data, task["layout"], split)
+        sets[split] = (make_set(train, fmt, args, task), make_set(test, fmt, args, task), names)
+    return sets
+
+
+def frozen_network(args, source, fmt, files, device):
+    """The network with the weights of `source`, and the front-end that it is used to."""
+    train, *_ = files
+    state = source.front_end
+    if source.backbone == "video":
+        front_end = VideoFrontEnd(mean=state["video_mean"], std=state["video_std"])
+    else:
+        front_end = AudioFrontEnd(fmt, mean=state["log_mel_mean"], std=state["log_mel_std"])
+    if source.standardise:
+        measure_sound(front_end, train, args.seed)
+    torch.manual_seed(args.seed)
+    net = source.make_network()
+    if source.weights:
+        net.load_state_dict(source.weights)
+    return net.to(device), front_end.to(device)
+
+
+def run_splits(args, source, fmt, sets, settings, of_split, report, finish):
+    """Evaluate each split that is not done yet, and write result.json.
+
+    settings  what makes this another run
+    of_split  (features, split, sets, device) -> the result of a split, on rank 0
+    report    (args, source, sets, run, processes): prints what is done, before it begins
+    finish    (args, source, results, sets) -> what result.json has of them, and the lines to print
+    """
     # Processes, and the folder of the run.
+    processes = Processes(args.precision)
+    task = tasks_of(args.command)[args.task]
+    settings |= {"weights": source.describe(), "processes": processes.world_size}
     repeat_exactly()
     processes.start()
     run = Run(args.out, processes, settings, MAY_CHANGE, file="last.pt", foreign="*")
@@ -314,24 +488,37 @@ def run_svm(args):
         return
     run.begin()
     run.save(state)  # From here on the folder is this run's.
-    report_svm(args, source, sets, run, processes)
+    report(args, source, sets, run, processes)
 
     features = None
     all_files = make_set(unique_items(sets), fmt, args, task)
     for split in sets:
         if split in state["splits"]:
             continue
-        # Features {path: (V, D)}. From scratch, they depend on the files to train on.
+        # Features {path: (V, D)}. From scratch, those of sounds depend on the files to train on.
         if features is None or source.standardise:
             net, front_end = frozen_network(args, source, fmt, sets[split], processes.device)
             features = embed(net, front_end, all_files, processes, args.workers)
         # Answers.
-        work = partial(evaluate_split, features, split, sets, processes.device)
+        work = partial(of_split, features, split, sets, processes.device)
         state["splits"][split] = processes.on_rank_0(work)
         run.save(state)
 
     if processes.rank == 0:
-        processes.report("\n".join(finish_svm(args, source, state, sets, run)))
+        result, lines = finish(args, source, state["splits"], sets)
+        common = {
+            "evaluation": args.command,
+            "task": args.task,
+            "tests_of_split": {split: len(sets[split][1]) for split in state["splits"]},
+            "summary": lines,
+            "weights": source.describe(),
+            "pretraining_epoch": source.epoch,
+            "pretraining_step": source.step,
+            "settings": run.settings,
+        }
+        run.finish({**common, **result})
+        run.save({**state, "summary": lines})
+        processes.report("\n".join(lines))
     processes.end()
 
 
@@ -339,25 +526,55 @@ def run_svm(args):
 # Command line
 # -------------------------------------------------------------------------------------------------
 
-COMMANDS = {"svm": run_svm}
+COMMANDS = {
+    "svm": (run_svm, add_svm_flags, "a linear SVM on frozen features of sounds, as AVTS has it"),
+    "retrieve": (
+        run_retrieve,
+        add_retrieve_flags,
+        "files of the same class, by the similarity of frozen features",
+    ),
+    "fingerprint": (
+        run_fingerprint,
+        add_fingerprint_flags,
+        "clips that are found again when they are distorted",
+    ),
+}
+
+
+def tasks_of(command):
+    if command == "svm":
+        return TASKS
+    return finetune.TASKS
 
 
 def parse_args(argv=None):
     parser = make_parser(__doc__, "python -m lab.evaluate")
     commands = parser.add_subparsers(dest="command", required=True)
-    svm = add_command(commands, "svm", "a linear SVM on frozen features of sounds, as AVTS has it")
-    add_svm_flags(svm)
+    parser_of = {}
+    for name, (_, add_flags, words) in COMMANDS.items():
+        parser_of[name] = add_command(commands, name, words)
+        add_flags(parser_of[name])
     known, _ = parser.parse_known_args(argv)
-    svm.set_defaults(**TASKS[known.task]["flags"])
+    command = parser_of[known.command]
+    has_task = "task" in vars(known)
+    if has_task:
+        flags = tasks_of(known.command)[known.task]["flags"]
+        command.set_defaults(**{name: flags[name] for name in flags if name in vars(known)})
     args = parser.parse_args(argv)
     if args.out is None:
-        flags = names_of_flags(args, svm, ("command", "task", "ckpt", *MAY_CHANGE))
-        args.out = f"runs/svm-{args.task}-{name_of_weights(args.ckpt)}{flags}"
+        if has_task:
+            subject, elsewhere = args.task, ("command", "task", "ckpt")
+        else:
+            subject, elsewhere = collection_name(args.data), ("command", "data", "ckpt")
+        name = f"{args.command}-{subject}-{name_of_weights(args.ckpt)}"
+        name += names_of_flags(args, command, (*elsewhere, *MAY_CHANGE))
+        args.out = f"runs/{name}"
     return args
 
 
 if __name__ == "__main__":
-    resumes = "the same command resumes after the last split that was done"
+    resumes = "the same command resumes after the last split that was done, if there are splits"
     with one_line_errors("python -m lab.evaluate", interrupted=resumes):
         args = parse_args()
-        COMMANDS[args.command](args)
+        work, *_ = COMMANDS[args.command]
+        work(args)

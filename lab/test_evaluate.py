@@ -1,4 +1,4 @@
-"""Tests of lab/evaluate.py: the linear SVM, its C, sub-clips, and the command from end to end."""
+"""Tests of lab/evaluate.py: the linear SVM, its C, sub-clips, retrieval, and both commands."""
 
 import itertools
 import json
@@ -11,10 +11,11 @@ import lab.evaluate as evaluate
 from data import ESC50, AudioFrontEnd
 from finetune import Source, make_set
 from harness.fixtures import refused, run_script
+from lab.compare import read_run
 from lab.evaluate import GRID, TASKS, parse_args
 from media.format import Format
 from media.toy import write_wave
-from models import NETWORKS, AudioResNet18
+from models import NETWORKS, AudioResNet18, MixedConv18
 
 RATE = 16000  # of the files that `write_wave` writes
 
@@ -95,19 +96,19 @@ def test_the_svm_is_that_of_each_class_against_the_others_solved_alone(C):
 def test_c_does_not_know_the_test_files(make):
     sets, features = make()
     for split, (train, test, names) in sets.items():
-        found = evaluate.evaluate_split(features, split, sets, torch.device("cpu"))
+        found = evaluate.svm_of_split(features, split, sets, torch.device("cpu"))
         assert 0.4 < found["accuracy"] and found["C"] in GRID
         assert len(set(found["accuracy_in_validation"].values())) > 1
         # Other labels of the test files change nothing but the accuracy.
         wrong = files_of([(path, (label + 1) % 3) for path, label in test.items])
         poisoned = {**sets, split: (train, wrong, names)}
-        again = evaluate.evaluate_split(features, split, poisoned, torch.device("cpu"))
+        again = evaluate.svm_of_split(features, split, poisoned, torch.device("cpu"))
         assert again["C"] == found["C"]
         assert again["accuracy_in_validation"] == found["accuracy_in_validation"]
         assert again["accuracy"] != found["accuracy"]
         # Neither do other sounds in them.
         silent = {**features, **{path: torch.zeros(2, 20) for path, _ in test.items}}
-        again = evaluate.evaluate_split(silent, split, sets, torch.device("cpu"))
+        again = evaluate.svm_of_split(silent, split, sets, torch.device("cpu"))
         assert again["accuracy_in_validation"] == found["accuracy_in_validation"]
 
 
@@ -130,7 +131,7 @@ def test_no_file_stands_on_both_sides(make, parts, monkeypatch):
     for split, (train, test, _) in sets.items():
         fits.clear()
         answers.clear()
-        evaluate.evaluate_split(features, split, sets, torch.device("cpu"))
+        evaluate.svm_of_split(features, split, sets, torch.device("cpu"))
         *validated, tested = answers
         assert tested == test.items and sorted(fits[-1][1]) == sorted(train.items)
         assert len(validated) == parts * len(GRID)
@@ -225,7 +226,7 @@ def test_features_are_those_of_the_frozen_network_that_the_checkpoint_names(
         seen.append(features)
         return {"C": 1.0, "accuracy": 0.5, "accuracy_in_validation": {}}
 
-    monkeypatch.setattr(evaluate, "evaluate_split", noted)
+    monkeypatch.setattr(evaluate, "svm_of_split", noted)
     evaluate_here(toy, tmp_path / "run", "--ckpt", tmp_path / "paper.pt", "--clips", 3)
     assert set(made) == {(8, 0)}
     assert len(seen) == 5 and len(seen[0]) == 60
@@ -260,7 +261,7 @@ def test_an_untrained_network_is_of_its_seed_and_its_sound_is_standardised_in_ea
     monkeypatch.setattr(AudioFrontEnd, "measure", noted_measure)
     monkeypatch.setattr(evaluate, "embed", noted_embed)
     found = {"C": 1.0, "accuracy": 0.5, "accuracy_in_validation": {}}
-    monkeypatch.setattr(evaluate, "evaluate_split", lambda *_: found)
+    monkeypatch.setattr(evaluate, "svm_of_split", lambda *_: found)
     for seed in (0, 1):
         flags = ["--width", 8, "--clips", 1, "--seed", seed]
         result = evaluate_here(toy, tmp_path / f"seed{seed}", *flags)
@@ -306,14 +307,11 @@ def test_sounds_are_evaluated_from_a_checkpoint_to_a_result(run, toy, tmp_path):
     other = refused("lab.evaluate", *svm_flags(toy, out, "--ckpt", checkpoint, "--clips", 3))
     assert "holds a run of other arguments (clips 2 and not 3); name another folder" in other
     assert (out / "result.json").read_bytes() == before
-    # lab.compare says in one line that it has no row for it.
-    findings = tmp_path / "findings.json"
-    no_row = refused("lab.compare", "--add", findings, out)
-    assert no_row == f"{out}: a run of lab.evaluate, which has no row; leave it out"
-    assert not findings.exists()
+    # It is a row of lab.compare.
     status, printed, errors = run_script("lab.compare", run, out, "--out", tmp_path / "compared")
     assert not status, errors
-    assert f"{out}: a run of lab.evaluate, skipped" in printed
+    assert " toy-sound, SVM |\n" in printed
+    assert f" {100 * result['accuracy']:.3g} |\n" in printed
 
 
 def test_an_interrupted_run_resumes_after_the_splits_that_are_done(
@@ -321,24 +319,24 @@ def test_an_interrupted_run_resumes_after_the_splits_that_are_done(
 ):
     flags = ["--ckpt", run / "checkpoint.pt", "--clips", 1]
     whole = evaluate_here(toy, tmp_path / "whole", *flags)
-    evaluate_split, done = evaluate.evaluate_split, []
+    svm_of_split, done = evaluate.svm_of_split, []
 
     def interrupted(features, split, *more):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(split)
-        return evaluate_split(features, split, *more)
+        return svm_of_split(features, split, *more)
 
-    monkeypatch.setattr(evaluate, "evaluate_split", interrupted)
+    monkeypatch.setattr(evaluate, "svm_of_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate_here(toy, tmp_path / "killed", *flags)
     assert not (tmp_path / "killed" / "result.json").exists()
 
     def noted(features, split, *more):
         done.append(split)
-        return evaluate_split(features, split, *more)
+        return svm_of_split(features, split, *more)
 
-    monkeypatch.setattr(evaluate, "evaluate_split", noted)
+    monkeypatch.setattr(evaluate, "svm_of_split", noted)
     resumed = evaluate_here(toy, tmp_path / "killed", *flags)
     assert done == [1, 2, 3, 4, 5]
     for name in ("accuracy", "accuracy_of_split", "C_of_split", "summary"):
@@ -395,4 +393,159 @@ def test_what_evaluating_refuses(run, toy, tmp_path, monkeypatch):
     assert status == 2 and "Traceback" not in errors
     assert f"{toy}/scenes_stereo: No such file or directory. {toy} should hold:" in errors
     assert "scenes_stereo_testset/bus01.wav ..." in errors
+    assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------------------------------
+# Retrieval
+# --------------------------------------------------------------------------------------------------
+
+
+def made_up_retrieval(values):
+    """Sets of 12 files that query 60, and features of 2 views, drawn from these values."""
+    rng = np.random.default_rng(0)
+    train = [(f"train{i}", i % 5) for i in range(60)]
+    test = [(f"test{i}", i % 6) for i in range(12)]  # No file to train on has class 5.
+    sets = {1: (files_of(train), files_of(test), list("abcdef"))}
+    features = {}
+    for path, _ in train + test:
+        features[path] = torch.from_numpy(rng.choice(values, (2, 3))).float()
+    return sets, features
+
+
+@pytest.mark.parametrize(
+    "values", [np.linspace(-1, 1, 1000), np.array([0.0, 1.0])], ids=["distinct", "ties"]
+)
+def test_recall_is_that_of_a_double_loop_in_which_ties_count_against_it(values):
+    sets, features = made_up_retrieval(values)
+    train, test, _ = sets[1]
+    found = evaluate.retrieval_of_split(features, 1, sets, torch.device("cpu"))
+    for K in (1, 5, 10, 20, 50):
+        hits = 0
+        for path, label in test.items:
+            query = features[path].double().mean(0)
+            neighbours = []
+            for other, other_label in train.items:
+                x = features[other].double().mean(0)
+                norms = max(query.norm() * x.norm(), 1e-9)
+                # The nearest is the least; of equals, one of another class.
+                distance = round(float(-query @ x / norms), 6)
+                neighbours.append((distance, other_label == label))
+            hits += any(same for _, same in sorted(neighbours)[:K])
+        assert found["recall"][K] == pytest.approx(hits / len(test))
+    assert found["recall"][1] < found["recall"][5] < found["recall"][50] == 10 / 12
+
+
+def test_recall_of_chance_is_that_of_every_order_of_the_gallery():
+    gallery, queries = [0, 0, 1, 2, 2], [0, 1, 1, 2, 3]
+    for K in (1, 2, 4):
+        hits = []
+        for order in itertools.permutations(gallery):
+            hits += [label in order[:K] for label in queries]
+        assert evaluate.recall_of_chance(gallery, queries, K) == pytest.approx(np.mean(hits))
+
+
+def checkpoint_of_a_paper(run, path):
+    """A checkpoint that names another network of videos, as one of papers/ does."""
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    torch.manual_seed(0)
+    checkpoint["video"] = MixedConv18(width=8).state_dict()
+    checkpoint["networks"] = {"video": "mc3_18", "audio": "audio_resnet18"}
+    torch.save(checkpoint, path)
+    return path
+
+
+def test_videos_are_retrieved_from_a_checkpoint_that_names_its_network(run, toy, tmp_path):
+    checkpoint = checkpoint_of_a_paper(run, tmp_path / "paper.pt")
+    out = tmp_path / "retrieve"
+    flags = ["retrieve", "--task", "toy-action", "--data", toy / "action", "--out", out]
+    flags += ["--ckpt", checkpoint, "--clips", 1, "--workers", 0]
+    status, printed, errors = run_script("lab.evaluate", *flags)
+    assert not status, errors
+    result = json.loads((out / "result.json").read_text())
+    assert result["evaluation"] == "retrieve" and "mc3_18" in result["weights"]
+    assert result["tests_of_split"] == {"1": 20} and result["gallery_of_split"] == {"1": 40}
+    assert list(result["recall"]) == ["1", "5", "10", "20"]  # 50 is more than there are
+    assert result["recall"] == result["recall_of_split"]["1"]
+    shares = list(result["recall"].values())
+    assert 0 < shares[0] <= shares[1] <= shares[2] <= shares[3] <= 1
+    assert result["chance"]["1"] == pytest.approx(0.1)
+    assert result["settings"]["crop"] == 24 and result["settings"]["short_side"] == 29
+    lines = printed.splitlines()
+    assert lines[0] == "toy-action: 10 classes, 60 videos (3 views each)"
+    assert "left out: R@50, since a split has fewer than 50 files to train on" in lines
+    assert lines[-2:] == result["summary"]
+    assert lines[-2].startswith(f"toy-action split 1: R@1 {100 * shares[0]:.1f} %, R@5 ")
+    assert lines[-2].endswith("; 20 videos (3 views each) among 40")
+    row = read_run(out)
+    assert row["pretraining"] == tmp_path.name and row["accuracies"] == {
+        "toy-action, R@1, split 1": shares[0],
+        "toy-action, R@5, split 1": shares[1],
+    }
+    # The same command again finds it finished.
+    status, printed, _ = run_script("lab.evaluate", *flags)
+    assert not status and printed.splitlines()[1:] == result["summary"]
+
+
+def test_sounds_are_retrieved_in_all_splits_from_a_checkpoint_that_names_no_networks(
+    run, toy, tmp_path
+):
+    checkpoint = torch.load(run / "checkpoint.pt", weights_only=True)
+    del checkpoint["networks"]
+    torch.save(checkpoint, tmp_path / "old.pt")
+    flags = ["retrieve", "--task", "toy-sound", "--data", toy / "sound", "--split", "all"]
+    flags += ["--ckpt", tmp_path / "old.pt", "--out", tmp_path / "run", "--clips", 1]
+    args = parse_args([*map(str, flags), "--workers", "0"])
+    evaluate.run_retrieve(args)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    of_split = [recall["1"] for recall in result["recall_of_split"].values()]
+    assert len(of_split) == 5 and len(set(of_split)) > 1
+    assert result["recall"]["1"] == pytest.approx(np.mean(of_split))
+    assert result["recall"]["5"] > result["chance"]["5"]
+    assert sum(result["tests_of_split"].values()) == 60
+    assert set(result["gallery_of_split"].values()) == {40, 50}
+
+
+def test_an_untrained_network_retrieves_by_its_name_and_seed(toy, tmp_path, monkeypatch):
+    nets = []
+
+    def noted_embed(net, front_end, files, *_):
+        nets.append((net, front_end))
+        return {path: torch.ones(3, 4) for path, _ in files.items}
+
+    monkeypatch.setattr(evaluate, "embed", noted_embed)
+    for flags in ([], ["--network", "mc3_18"], ["--seed", "1"]):
+        out = str(tmp_path / f"run{len(nets)}")
+        task = ["--task", "toy-action", "--data", str(toy / "action"), "--width", "8"]
+        evaluate.run_retrieve(parse_args(["retrieve", *task, "--out", out, *flags]))
+    names = [type(net).__name__ for net, _ in nets]
+    assert names == ["R2Plus1D18", "MixedConv18", "R2Plus1D18"]
+    assert not torch.equal(*[net.layer1[0].conv1[0][0].weight for net, _ in nets[::2]])
+    assert all(type(front_end).__name__ == "VideoFrontEnd" for _, front_end in nets)
+    # Features that tell nothing apart find nothing.
+    result = json.loads((tmp_path / "run0" / "result.json").read_text())
+    assert set(result["recall"].values()) == {0}
+
+
+def test_what_retrieving_refuses(run, toy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*flags):
+        action = ["retrieve", "--task", "toy-action", "--data", toy / "action"]
+        return refused("lab.evaluate", *map(str, [*action, *flags]))
+
+    assert "argument --task: invalid choice: 'kinetics'" in refuse("--task", "kinetics")
+    assert "--split 4: must be 1 to 3, or all" in refuse("--split", 4)
+    assert "--clips 0: must be 1 or more" in refuse("--clips", 0)
+    assert "--short-side 20: must be --crop 28 or more" in refuse("--short-side", 20)
+    assert "--width 12: must be a multiple of 8" in refuse("--width", 12)
+    named = ["--network", "mc3_18"]
+    message = refuse(*named, "--ckpt", run / "checkpoint.pt")
+    assert "--network mc3_18: must be left out: --ckpt names its own" in message
+    sound = ["--task", "toy-sound", "--data", toy / "sound"]
+    assert "--network mc3_18: must be left out: it sees no sound" in refuse(*sound, *named)
+    assert "nope.pt: not a checkpoint" in refuse("--ckpt", "nope.pt")
+    status, _, errors = run_script("lab.evaluate", "retrieve", "--task", "ucf101", "--data", toy)
+    assert status == 2 and "Traceback" not in errors
+    assert "classInd.txt: No such file or directory" in errors and "UCF-101/Archery" in errors
     assert not list(tmp_path.iterdir())

@@ -91,6 +91,9 @@ CLIP_SCALE = 1  # the shorter side that a clip is resized to
 CLIP_CROP = 2  # where the crop of a clip lies
 SHOTS = 7  # which files of a class are trained on; its key is (seed, split, draw, label)
 
+# In lab.evaluate fingerprint, which draws nothing else.
+DISTORTION = 10  # what is random in a distortion; its key is (seed, title, snippet, distortion)
+
 # In both, of a batch.
 COLOUR = 3  # the colour jitter, and which samples are flipped
 BANDS = 4  # which bands of the spectrograms drop out

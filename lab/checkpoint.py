@@ -1,0 +1,84 @@
+"""Both networks of a checkpoint, and the titles they look at: for `fingerprint` and `sync`."""
+
+import argparse
+import dataclasses
+
+import finetune
+from data import AudioFrontEnd, VideoFrontEnd
+from finetune import MAY_CHANGE, Source, repeat_exactly
+from harness.run import Processes, Run
+from media.format import Format
+
+
+def add_checkpoint_flags(add):
+    folder = "a folder of films and shows, or LIST.txt, as for pretraining"
+    add("--data", required=True, metavar="DIR", help=folder)
+    add("--ckpt", required=True, metavar="FILE", help="written by pretrain.py or one of papers/")
+    add("--language", help="audio track to prefer, as files tag it: eng, deu")
+
+
+def add_run_flags(add):
+    precision = "of the networks on a GPU; on a CPU they have fp32 (our choice)"
+    add("--precision", choices=("bf16", "fp32"), default="bf16", help=precision)
+    add("--out", metavar="DIR", help="default runs/COMMAND-COLLECTION-NAME, by the checkpoint")
+    add("--workers", type=int, default=2, help="processes that read, for each process")
+
+
+def sources_of(path):
+    """The Sources of a checkpoint's two backbones, video and audio.
+
+    Raises BadInput for a file that is no checkpoint of a pretraining.
+    """
+    args = argparse.Namespace(ckpt=path, width=None)
+    # A Source asks a task for nothing but whether its files are videos or sounds.
+    return [Source(args, finetune.TASKS[task]) for task in ("toy-action", "toy-sound")]
+
+
+def format_of(front_end):
+    """What the snippets of pretraining were made of, from a checkpoint's `front_end`."""
+    names = [field.name for field in dataclasses.fields(Format)]
+    return Format(**{name: front_end[name] for name in names})
+
+
+def fronts_of(front_end, fmt, device):
+    """The two front-ends, of video and of audio, as in pretraining but without augmentation."""
+    video = VideoFrontEnd(mean=front_end["video_mean"], std=front_end["video_std"])
+    audio = AudioFrontEnd(fmt, mean=front_end["log_mel_mean"], std=front_end["log_mel_std"])
+    return video.to(device), audio.to(device)
+
+
+def weights_in_words(sources):
+    """What result.json and the settings of a run say of the checkpoint."""
+    return "; ".join(source.describe() for source in sources)
+
+
+def run_once(args, sources, work):
+    """Do what has no parts to resume from: a finished run prints its summary again.
+
+    work  (args, run, processes) -> (what result.json has of it, the lines to print)
+    """
+    processes = Processes(args.precision)
+    settings = {**vars(args), "weights": weights_in_words(sources)}
+    settings["processes"] = processes.world_size
+    repeat_exactly()
+    processes.start()
+    run = Run(args.out, processes, settings, MAY_CHANGE, file="last.pt", foreign="*")
+    summary = (run.checkpoint or {}).get("summary")
+    if summary:
+        processes.report("\n".join([f"{args.out} was finished before", *summary]))
+        processes.end()
+        return
+    result, lines = work(args, run, processes)
+    video, _ = sources
+    common = {
+        "evaluation": args.command,
+        "summary": lines,
+        "weights": run.settings["weights"],
+        "pretraining_epoch": video.epoch,
+        "pretraining_step": video.step,
+        "settings": run.settings,
+    }
+    run.finish({**common, **result})
+    run.save({"summary": lines})
+    processes.report("\n".join(lines))
+    processes.end()
