@@ -133,6 +133,7 @@ import lab.show
 import loss
 import media.__main__
 import models
+import papers.avts
 import pretrain
 import sampler
 from data import ESC50, AudioFrontEnd, Labeled, LabeledVideos, Titles, VideoFrontEnd
@@ -741,12 +742,14 @@ def test_heads_are_two_convolutions_of_kernel_1_then_the_average():
 OF_A_SNIPPET = (
     streams.SNIPPET_CROP,
     streams.REPLACEMENT,
+    streams.PLAYBACK,
     sampler.TITLES,
     sampler.SNIPPETS,
     sampler.SHUFFLE,
+    streams.HELD_OUT_CLIP,
 )
 OF_A_CLIP = (streams.CLIP_START, streams.CLIP_SCALE, streams.CLIP_CROP, streams.SHOTS)
-OF_A_BATCH = (streams.COLOUR, streams.BANDS)
+OF_A_BATCH = (streams.COLOUR, streams.BANDS, streams.MINING)
 
 
 @pytest.mark.parametrize("drawn", [OF_A_SNIPPET, OF_A_CLIP], ids=["pretraining", "fine-tuning"])
@@ -2302,7 +2305,7 @@ def test_what_fine_tuning_refuses(run, toy, tmp_path):
 
 
 def test_pixels_follow_the_crop_of_the_checkpoint_in_proportion():
-    """7.2: "proportionally adjusted"; the README has both readings of it for Table 5."""
+    """7.2: "proportionally adjusted"; lab/README.md has both readings of it for Table 5."""
     task = finetune.TASKS["hmdb51"]
     for size, scale, short_side in ((158, [181, 226], 190), (200, [229, 286], 241)):
         args = finetune.parse_args(["--task", "hmdb51"])
@@ -2329,6 +2332,7 @@ PARSERS = {
     "-m lab.compare": lab.compare.parse_args,
     "-m lab.evaluate": lab.evaluate.parse_args,
     "-m lab.findings": lab.findings.parse_args,
+    "-m papers.avts": papers.avts.parse_args,
 }
 
 
@@ -2342,7 +2346,7 @@ def documents():
 
 def test_the_commands_in_the_documents_are_understood():
     names = "|".join(re.escape(name) for name in PARSERS)
-    start = rf"^ *(?:python|torchrun --nproc_per_node 8) ({names})"
+    start = rf"^ *(?:python|torchrun --nproc_per_node [48]) ({names})"
     command = re.compile(rf"{start}(?: ([^$\n]*?))?(?: {{2,}}[^$\n]*)?$", re.MULTILINE)
     found = command.findall("\n".join(documents()))
     assert {name for name, _ in found} == PARSERS.keys()

@@ -591,12 +591,19 @@ def read_snippets(reader, start, count, fmt, keep):
         keep=keep,
     )
     # In the worst case one snippet lost all of it.
-    lost_of_one = reader.lost * count
+    check_whole(reader, start, images, lost=reader.lost * count)
+    return images, waveform
+
+
+def check_whole(reader, start, images, lost):
+    """Raise BadInput if the images that were read from `start` (s) on are those of damage.
+
+    lost  the share that one snippet lost of its frames or of its sound
+    """
     # `keep` may return images of two shapes where a broadcast changes from 16:9 to 4:3.
     changes_shape = any(image.shape != images[0].shape for image in images)
-    if lost_of_one > DAMAGED or not images or changes_shape:
+    if lost > DAMAGED or not images or changes_shape:
         raise BadInput(f"{reader.path}: damaged at {start:.1f} s")
-    return images, waveform
 
 
 def read_film(reader, start, count, fmt, keep, chunk=CHUNK):

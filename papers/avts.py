@@ -2,7 +2,8 @@
 Self-Supervised Synchronization" (Korbar, Tran, Torresani, 2018).
 
     python -m papers.avts --toy                           the toy world, on a CPU, in minutes
-    torchrun --nproc_per_node 4 -m papers.avts            the paper: 4 GPUs, datasets/movies
+    python -m media prepare FILMS datasets/movies-25fps --frames 25 --fps 25 --short-side 224
+    torchrun --nproc_per_node 4 -m papers.avts            the paper: 4 GPUs, datasets/movies-25fps
     python -m papers.avts                                 the same run on one GPU, share by share
     python -m papers.avts --hard-share 0                  its ablations: easy negatives only,
     python -m papers.avts --hard-share 1 --hard-after 0   hard ones only,
@@ -207,7 +208,7 @@ def parse_args(argv=None):
 
 def add_paper_flags(add):
     add("--toy", action="store_true", help="small settings, on the toy world")
-    add("--data", default="datasets/movies", help="a folder of films and shows, or LIST.txt")
+    add("--data", default="datasets/movies-25fps", help="a folder of films and shows, or LIST.txt")
     add("--out", help="folder of the run; default runs/avts- and a name from the flags")
     title = "what a title is to the sampler: a show, or each of its files"
     add("--title", choices=("show", "episode"), default="show", help=title)

@@ -134,7 +134,7 @@ def test_the_paper_is_the_run_without_flags():
     paper = {"frames": 25, "fps": 25, "crop": 224, "mels": 40, "network": "mc3_18"}
     paper |= {"batch_size": 64, "share": 16, "epochs": 90, "hard_after": 50, "hard_share": 0.25}
     assert {name: getattr(args, name) for name in paper} == paper
-    assert not args.superhard and args.out == "runs/avts-movies"
+    assert not args.superhard and args.out == "runs/avts-movies-25fps"
     avts.check_args(args, world_size=4)
     shares = [avts.hard_share_of(epoch, args) for epoch in (0, 49, 50, 89)]
     assert shares == [0, 0, 0.25, 0.25]
