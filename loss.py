@@ -170,17 +170,26 @@ def synchronisation(z_v, z_a, title, tau=None):
 
     Raises ValueError for titles that `discrepancy` refuses.
     """
+    kinds = kinds_of_pairs(title)
+    pairs = {"same": kinds["same"], "other": kinds["other"]}
+    return {f"sync_{name}": x for name, x in share_of_wins(z_v, z_a, pairs, tau).items()}
+
+
+@torch.no_grad()
+def share_of_wins(z_v, z_a, pairs, tau=None):
+    """P(s_ii > s_ij) over each kind of pairs, as `synchronisation` counts it: {name: share}.
+
+    pairs  {name: (B, B) of bool}, which pairs (i, j) are of this kind; each has one or more
+    """
     # The order of a sum decides its last bits, and must not decide a tie. So the sums have fp64,
     # and are rounded to fp32 before they are compared.
     s = similarity(z_v.double(), z_a.double(), tau).float()  # (B, B)
     positive = s.diagonal()[:, None]  # (B, 1) s_ii
-    kinds = kinds_of_pairs(title)
-    found = {}
-    for name in ("same", "other"):
-        of_kind = kinds[name]  # (B, B)
+    shares = {}
+    for name, of_kind in pairs.items():
         wins, ties = 0, 0
         for negative in (s, s.T):  # (B, B) s_ij, and s_ji
             wins += ((positive > negative) & of_kind).sum().item()
             ties += ((positive == negative) & of_kind).sum().item()
-        found[f"sync_{name}"] = (wins + ties / 2) / (2 * of_kind.sum().item())
-    return found
+        shares[name] = (wins + ties / 2) / (2 * of_kind.sum().item())
+    return shares

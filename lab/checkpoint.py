@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 
+import numpy as np
+
 import finetune
 from data import AudioFrontEnd, VideoFrontEnd
 from finetune import MAY_CHANGE, Source, repeat_exactly
@@ -15,6 +17,7 @@ def add_checkpoint_flags(add):
     add("--data", required=True, metavar="DIR", help=folder)
     add("--ckpt", required=True, metavar="FILE", help="written by pretrain.py or one of papers/")
     add("--language", help="audio track to prefer, as files tag it: eng, deu")
+    add("--titles", type=int, help="only so many titles, evenly spaced; default all")
 
 
 def add_run_flags(add):
@@ -22,6 +25,14 @@ def add_run_flags(add):
     add("--precision", choices=("bf16", "fp32"), default="bf16", help=precision)
     add("--out", metavar="DIR", help="default runs/COMMAND-COLLECTION-NAME, by the checkpoint")
     add("--workers", type=int, default=2, help="processes that read, for each process")
+
+
+def evenly(items, number):
+    """So many of these items, evenly spaced; all if the number is None, or more than there are."""
+    if number is None:
+        return list(items)
+    places = np.linspace(0, len(items) - 1, min(len(items), number)).round().astype(int)
+    return [items[place] for place in places]
 
 
 def sources_of(path):

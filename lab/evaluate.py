@@ -6,7 +6,8 @@
     python -m lab.evaluate svm --task dcase2014                an untrained network
     python -m lab.evaluate retrieve --task ucf101 --ckpt FILE       also hmdb51, esc50, the toy's
     python -m lab.evaluate retrieve --task toy-action --split all --ckpt FILE
-    python -m lab.evaluate fingerprint --data FOLDER --ckpt FILE    distorted clips, see there
+    python -m lab.evaluate fingerprint --data FOLDER --ckpt FILE    lab/fingerprint.py says how
+    python -m lab.evaluate sync --data FOLDER --ckpt FILE           lab/sync.py says how
 
 `svm` is how AVTS (Korbar, Tran and Torresani, 2018) tests its audio network, as we remember it and
 have not verified: a one-vs-all linear SVM on features of equally spaced sub-clips of each file,
@@ -23,8 +24,8 @@ are the features (the last map, averaged, as for `finetune.py --probe`, then ave
 views with which fine-tuning tests a file: 10 clips, of a video in 3 crops), cosine similarity, and
 that a tie counts against the network.
 
-A run is a folder: last.pt (the splits that are done), result.json. The same command resumes after
-the last of these splits, and computes the features again.
+A run is a folder: last.pt (the splits that are done), result.json, and of fingerprint a picture.
+The same command resumes after the last of these splits, and computes the features again.
 
 V views of a file, its sub-clips or their crops; N files; D features; C the constant of an SVM.
 """
@@ -61,6 +62,7 @@ from harness.flags import check_rules, names_of_flags
 from harness.run import Processes, Run
 from lab.fingerprint import add_fingerprint_flags, run_fingerprint
 from lab.nearest import cosine_similarity, rank_of_match
+from lab.sync import add_sync_flags, run_sync
 from media.collection import collection_name
 from media.format import Format
 from media.labels import SOUNDS
@@ -538,6 +540,7 @@ COMMANDS = {
         add_fingerprint_flags,
         "clips that are found again when they are distorted",
     ),
+    "sync": (run_sync, add_sync_flags, "whether the sound of a snippet is most like its video"),
 }
 
 

@@ -34,6 +34,7 @@ from harness.flags import check_rules
 from lab.checkpoint import (
     add_checkpoint_flags,
     add_run_flags,
+    evenly,
     format_of,
     fronts_of,
     run_once,
@@ -61,8 +62,6 @@ def add_fingerprint_flags(parser):
     add_checkpoint_flags(add)
     clips = "of each title, evenly spaced; default 8, and of VGG-Sound 1 (our choice)"
     add("--clips", type=int, help=clips)
-    titles = "only so many titles, evenly spaced; default all"
-    add("--titles", type=int, help=titles)
     add("--seed", type=int, default=0, help="of the distortions, and of the untrained network")
     add_run_flags(add)
 
@@ -119,18 +118,11 @@ def open_titles(args, fmt, report):
         titles = titles.subset(
             [n for n, path in enumerate(titles.names) if Path(path).stem in listed]
         )
-    if args.titles is not None:
-        titles = titles.subset(evenly(range(len(titles)), args.titles))
+    titles = titles.subset(evenly(range(len(titles)), args.titles))
     clips = args.clips
     if clips is None:
         clips = 1 if is_vggsound else 8
     return titles, clips_of(titles, clips)
-
-
-def evenly(items, number):
-    """So many of these items, evenly spaced, or all."""
-    places = np.linspace(0, len(items) - 1, min(len(items), number)).round().astype(int)
-    return [items[place] for place in places]
 
 
 def clips_of(titles, number):

@@ -11,11 +11,11 @@ def cosine_similarity(queries, gallery):
     """Features (Q, D), (N, D) -> (Q, N), from -1 to 1; a vector of zeros is similar to none.
 
     The order of a sum decides its last bits, and must not decide a tie. So the sums have fp64, and
-    are rounded to fp32.
+    are rounded to seven decimals.
     """
     queries = F.normalize(queries.double(), dim=1)
     gallery = F.normalize(gallery.double(), dim=1)
-    return (queries @ gallery.T).float()
+    return (queries @ gallery.T).round(decimals=7)
 
 
 def rank_of_match(similarity, is_match):

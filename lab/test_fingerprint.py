@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import lab.checkpoint as checkpoint
 import lab.distortions as distortions
 import lab.fingerprint as fingerprint
 import sampler
@@ -209,7 +210,8 @@ def test_clips_are_evenly_spaced_and_can_begin_a_quarter_later():
     # The later clip of place 4 of six is place 5; a file of four or fewer holds one clip or none.
     assert of_title == [[0], [0, 4, 6, 11, 15, 19, 23, 27], [], list(range(0, 40, 4))]
     assert [m for n, m in fingerprint.clips_of(titles, 3) if n == 3] == [0, 16, 36]
-    assert fingerprint.evenly("abcde", 3) == ["a", "c", "e"]
+    assert checkpoint.evenly("abcde", 3) == ["a", "c", "e"]
+    assert checkpoint.evenly("abc", 9) == checkpoint.evenly("abc", None) == ["a", "b", "c"]
 
 
 def test_a_quarter_later_is_a_quarter_of_a_clip(toy):
