@@ -78,6 +78,14 @@ FEW_LABELS = 5
 FEW_TASKS = 5
 SHORT_LABEL = len("k = 16, w = scene")
 RETRIEVED = ("1", "5")  # Those K of R@K that are compared.
+# {what result.json of a synchronisation has: whose sounds a video is compared with}.
+SYNCHRONISED = {
+    "sync_same": "same title",
+    "sync_same_shot": "same shot",
+    "sync_same_scene": "another shot of the scene",
+    "sync_other_scene": "another scene",
+    "sync_other": "other titles",
+}
 UNTRAINED = "none"  # The label of a network that was not pretrained.
 MARKERS = "v*osD^<>pPXh"  # One for each task.
 MARKER = 0.06  # Height of a marker, in inches.
@@ -208,6 +216,13 @@ def evaluation_row(result, path):
         task = f"fingerprint of {collection_of(arguments['data'], arguments['seed'])}"
         accuracies = fingerprint_recalls(task, result["recall"]["checkpoint"])
         untrained = fingerprint_recalls(task, result["recall"]["untrained"])
+    elif result["evaluation"] == "sync":
+        task = f"synchronisation of {collection_of(arguments['data'], arguments['seed'])}"
+        accuracies = {
+            f"{task}, {words}": result[name]
+            for name, words in SYNCHRONISED.items()
+            if name in result
+        }
     else:
         raise NotCompared(f"{path}: a run of lab.evaluate without a row; leave it out")
     row = {"task": task, **weights_of(result), "accuracies": accuracies}
@@ -854,8 +869,8 @@ def draw_downstream(axes, results, labels, tasks, sideways):
 
 
 def unit_of(tasks):
-    """The unit of these tasks: recall is no share of files that get their label."""
-    if any("R@" in task for task in tasks):
+    """The unit of these tasks: recall and synchronisation give no file a label."""
+    if any("R@" in task or "synchronisation" in task for task in tasks):
         return "%"
     return "top-1 %"
 

@@ -1150,6 +1150,7 @@ def result_of_evaluation(kind, ckpt="runs/tv-k16/checkpoint.pt", step=100, seed=
                 "pixels and spectrum": recalls_of_fingerprint(0.6),
             }
         },
+        "sync": {"sync_same": 0.6, "sync_other": 0.9},
         "other": {},
     }
     settings = {"data": f"datasets/tv-{seed}/films", "ckpt": ckpt, "seed": seed, **settings}
@@ -1172,6 +1173,7 @@ def rows_of_evaluations(folder, **changes):
         "svm": {"task": "toy-sound", "data": "datasets/tv-0/sound"},
         "retrieve": {"task": "toy-action", "split": "all", "data": "datasets/tv-0/action"},
         "fingerprint": {},
+        "sync": {},
     }
     folders = []
     for kind, settings in tasks.items():
@@ -1184,7 +1186,8 @@ def test_evaluations_are_tests_of_a_pretraining(tmp_path):
     groups = group([row_of_flags("tv")])["tv"]  # of 100 steps
     rows = rows_of_evaluations(tmp_path)
     keys = {"run", "seed", "task", "pretraining", "pretraining_step", "accuracies", "arguments"}
-    assert [row.keys() - keys for row in rows] == [*2 * [{"versions"}], {"untrained", "versions"}]
+    beside = [row.keys() - keys - {"versions"} for row in rows]
+    assert beside == [set(), set(), {"untrained"}, set()]
     found = {
         "toy-sound, SVM": {"k = 16": {0: 0.7}},
         "toy-action, R@1, split all": {"k = 16": {0: 0.3}},
@@ -1197,13 +1200,15 @@ def test_evaluations_are_tests_of_a_pretraining(tmp_path):
     }.items():
         task = f"fingerprint of tv, R@1 mean, {part}"
         found[task] = {"k = 16": {0: pytest.approx(recall)}, "none": {0: pytest.approx(untrained)}}
+    found["synchronisation of tv, same title"] = {"k = 16": {0: 0.6}}
+    found["synchronisation of tv, other titles"] = {"k = 16": {0: 0.9}}
     assert downstream(rows, groups) == found
     assert list(downstream(rows, groups)) == list(found)
     # Of an untrained network, the first counts; it is beside a pretrained one only.
     again = rows_of_evaluations(tmp_path / "again", ckpt="runs/elsewhere/checkpoint.pt")
     assert downstream(again, groups) == {}
-    again[-1] |= {"pretraining": "tv-k16", "untrained": {task: 0.9}, "task": "another"}
-    assert downstream([*rows, again[-1]], groups)[task]["none"] == found[task]["none"]
+    fingerprint = {**again[2], "pretraining": "tv-k16", "untrained": {task: 0.9}, "task": "another"}
+    assert downstream([*rows, fingerprint], groups)[task]["none"] == found[task]["none"]
 
 
 def test_evaluations_of_other_networks_are_told_apart(tmp_path):
