@@ -33,6 +33,10 @@ export SETTINGS="--toy --workers 1 --keep --epochs $EPOCHS --width $WIDTH --meas
 export AVTS="--toy --workers 1 --keep --epochs 1 --width $WIDTH --measure-every 0.125"
 AVTS+=" --network r2plus1d_18 --frames 8 --n-fft 1024 --hop 256 --mels 64"
 AVTS+=" --warmup 0.5 --hard-after 0.5"
+# Temporal needs room for the highest speed at each place, and so has 668 steps. Its sound has half
+# of the rate, since the files have no more than twice of it, and the same windows in seconds.
+export TEMPORAL="--toy --workers 1 --keep --epochs $EPOCHS --width $WIDTH --measure-every 0.25"
+TEMPORAL+=" --n-fft 512 --hop 128 --mels 64"
 headline_seeds="11 12 13 14 15"
 other_seeds="11 12 13"
 lists="headline others papers"
@@ -152,6 +156,7 @@ list_tests() {
 script_of() {
   case $1 in
     avts*) echo "-m papers.avts $AVTS" ;;
+    temporal*) echo "-m papers.temporal $TEMPORAL" ;;
     *) echo "pretrain.py $SETTINGS" ;;
   esac
 }
@@ -225,6 +230,7 @@ list_others() {
 
 # list_papers SEED: the sibling papers beside k = 1, k = 16 and i.i.d., on a world for all three.
 list_papers() {
+  local task
   echo "$1 time k1 papers --k 1"
   echo "$1 time k16 papers --k 16"
   echo "$1 time iid papers --sampling iid"
@@ -236,6 +242,14 @@ list_papers() {
   echo "$1 time avts-hard papers --hard-share 1 --hard-after 0"
   echo "$1 time avts-mixed papers --hard-after 0"
   echo "$1 time avts-superhard papers --superhard"
+  # Temporal: all tasks beside the contrast; the contrast alone; one task beside it; and all tasks
+  # without mined pairs.
+  echo "$1 time temporal papers"
+  echo "$1 time temporal-none papers --tasks none"
+  for task in speed direction order; do
+    echo "$1 time temporal-$task papers --tasks $task"
+  done
+  echo "$1 time temporal-unmined papers --bank 0"
 }
 
 list_jobs() {

@@ -1242,10 +1242,14 @@ def test_evaluations_are_drawn_in_percent(tmp_path, figures):
     rows = [row_of_flags("tv --k 1"), row_of_flags("tv")]
     for name in ("tv-k1", "tv-k16"):
         row = {"seed": 0, "pretraining": name, "arguments": {"data": "datasets/tv/action"}}
-        few = {"task": "hmdb51", "accuracy": 0.5}
+        tuned = {"task": "hmdb51", "accuracy": 0.5}
         found = {"task": "retrieval", "accuracies": {"toy-action, R@1, split 1": 0.5}}
-        rows += [{**row, "run": f"{name}-{test['task']}", **test} for test in (few, found)]
-    for used, unit in (([0, 1, 2, 4], "top-1 %"), ([0, 1, 3, 5], "%"), (range(6), "%")):
+        synchronised = {"task": "sync", "accuracies": {"synchronisation of tv, same title": 0.5}}
+        for test in (tuned, found, synchronised):
+            rows.append({**row, "run": f"{name}-{test['task']}", **test})
+    units = {(2, 5): "top-1 %", (3, 6): "%", (4, 7): "%", (2, 3, 5, 6): "%"}
+    for tests, unit in units.items():
+        used = [0, 1, *tests]
         (tmp_path / "rows.json").write_text(json.dumps([rows[i] for i in used]))
         compare([tmp_path / "rows.json"], tmp_path)
         assert figures[-1].axes[-1].get_ylabel() == unit

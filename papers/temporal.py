@@ -1082,7 +1082,8 @@ def main(args):
 
     progress.close()
     report_totals(done, since_start, total_steps, args, processes)
-    run.finish({"arguments": run.settings, "done": done, **summary_of(run.rows, args)})
+    summary = summary_of(run.rows, args)
+    run.finish({"paper": "Temporal", "arguments": run.settings, "done": done, **summary})
     processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
     processes.end()
 
