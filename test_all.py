@@ -830,6 +830,21 @@ def test_the_files_of_a_show_have_a_grid_each_and_one_time_axis(tmp_path):
     assert [titles.begin(0, m) for m in range(3)] == pytest.approx([0, 3.2, 6.4])
 
 
+def test_on_a_grid_finer_than_a_snippet_flashes_and_beeps_are_in_step(tmp_path):
+    write_film(tmp_path / "film.mp4", seconds=8)
+    titles = Titles(tmp_path, Format(frames=25, fps=25, short_side=40, crop=32), stride=0.3)
+    with_event = 0
+    for m in range(titles.counts[0]):
+        crops, waveform = titles.read(0, m)
+        event = -titles.begin(0, m) % EVENT  # seconds into the snippet
+        if 0.1 < event < 0.9:
+            with_event += 1
+            lit = [crop.mean() > 140 for crop in crops]
+            assert lit.index(True) / 25 == pytest.approx(event, abs=0.05)
+            assert onset(waveform) == pytest.approx(event, abs=0.02)
+    assert with_event > 5
+
+
 @pytest.mark.parametrize("stride", [0, -0.5, math.inf, math.nan])
 def test_a_stride_that_makes_no_grid_is_refused(toy, stride):
     with pytest.raises(BadInput, match=f"--stride {stride:g}: must be above 0, in seconds"):

@@ -63,6 +63,19 @@ def weights_in_words(sources):
     return "; ".join(source.describe() for source in sources)
 
 
+def report_titles(what, number, titles, sources, report):
+    """Print what is looked at, what of it cannot be used, and the weights, before it begins.
+
+    what    clips or snippets, of which there are this number
+    report  prints a line
+    """
+    report(f"{what:<9} {number} of {titles.fmt.seconds:g} s, of {len(titles)} titles")
+    if titles.skipped:
+        path, why = titles.skipped[0]
+        report(f"skipped   {len(titles.skipped)} files, the first: {path}: {why}")
+    report(f"weights   {weights_in_words(sources)}; frozen")
+
+
 def run_once(args, sources, work):
     """Do what has no parts to resume from: a finished run prints its summary again.
 

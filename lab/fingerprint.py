@@ -37,9 +37,9 @@ from lab.checkpoint import (
     evenly,
     format_of,
     fronts_of,
+    report_titles,
     run_once,
     sources_of,
-    weights_in_words,
 )
 from lab.distortions import BOTH, NAMES, SIGHT, SOUND, versions_of_sight, versions_of_sound
 from lab.nearest import cosine_similarity, rank_of_match
@@ -101,7 +101,10 @@ def read_test_list(root):
 
 
 def open_titles(args, fmt, report):
-    """The titles to take clips of: those of --data, or the files of VGG-Sound's test list."""
+    """The titles to take clips of, and clips (n, m): of --data, or of VGG-Sound's test list.
+
+    Raises BadInput where no clip of the test list is there.
+    """
     root = Path(args.data)
     is_vggsound = (root / VGGSOUND).is_file()
     if is_vggsound:
@@ -372,8 +375,7 @@ def check_clips(args, fmt, clips):
 def report_fingerprint(titles, clips, sources, run, processes):
     """Print what is done, before it begins."""
     report = processes.report
-    report(f"clips     {len(clips)} of {titles.fmt.seconds:g} s, of {len(titles)} titles")
-    report(f"weights   {weights_in_words(sources)}; frozen")
+    report_titles("clips", len(clips), titles, sources, report)
     report(f"queries   {len(NAMES) - 1} distortions of each clip; by chance {1 / len(clips):.2%}")
     report(f"run       {run.out}, on {processes.world_size} x {processes.device.type}")
 

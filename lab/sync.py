@@ -42,9 +42,9 @@ from lab.checkpoint import (
     evenly,
     format_of,
     fronts_of,
+    report_titles,
     run_once,
     sources_of,
-    weights_in_words,
 )
 from loss import CHANCE, kinds_of_pairs, share_of_wins
 from media.toy import TOY_FORMAT
@@ -209,8 +209,7 @@ def kinds_to_compare(title, args):
 def report_sync(titles, samples, sources, truth, run, processes):
     """Print what is done, before it begins."""
     report = processes.report
-    report(f"snippets  {len(samples)} of {titles.fmt.seconds:g} s, of {len(titles)} titles")
-    report(f"weights   {weights_in_words(sources)}; frozen")
+    report_titles("snippets", len(samples), titles, sources, report)
     if truth is not None:
         report("truth     shots and scenes are those of truth.csv, beside the folder")
     report(f"run       {run.out}, on {processes.world_size} x {processes.device.type}")

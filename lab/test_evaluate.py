@@ -527,6 +527,18 @@ def test_an_untrained_network_retrieves_by_its_name_and_seed(toy, tmp_path, monk
     assert set(result["recall"].values()) == {0}
 
 
+def test_a_run_is_named_after_what_it_is_of():
+    ckpt = "--ckpt runs/a/checkpoint.pt"
+    names = {
+        "svm --task esc50 --clips 3": "svm-esc50-scratch-clips3",
+        f"retrieve --task ucf101 {ckpt} --split all": "retrieve-ucf101-a-splitall",
+        f"fingerprint --data toy/films {ckpt} --clips 4": "fingerprint-toy-a-clips4",
+        "sync --data tv --ckpt runs/a/epoch2.pt --workers 9": "sync-tv-a-epoch2",
+    }
+    for command, name in names.items():
+        assert parse_args(command.split()).out == f"runs/{name}"
+
+
 def test_what_retrieving_refuses(run, toy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 

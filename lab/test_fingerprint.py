@@ -404,7 +404,7 @@ def test_of_vggsound_the_clips_of_the_test_list_are_taken(vggsound, run):
     titles, clips = fingerprint.open_titles(args, TOY_FORMAT, printed.append)
     names = [path.split("/")[-1] for path in titles.names]
     assert names == ["---g-f_I2yQ_000001.mp4", "abc_000030.mp4"]
-    assert clips == [(0, 0), (1, 0)]
+    assert clips == [(0, 0), (1, 0)] and not titles.skipped
     assert titles.stride == pytest.approx(0.4)  # a quarter of a clip
     assert printed == ["VGG-Sound: 1 of the 3 clips of its test list are missing"]
     args.clips, args.titles = 2, 1
@@ -438,7 +438,7 @@ def test_what_fingerprinting_refuses(vggsound, run, toy, tmp_path, monkeypatch):
     assert not out.exists()
 
 
-def test_a_film_that_cannot_be_read_is_reported(toy, run, tmp_path, monkeypatch):
+def test_films_that_cannot_be_read_are_reported(toy, run, tmp_path, monkeypatch):
     read = Titles.read
 
     def read_but_one(titles, n, m, *more):
@@ -446,12 +446,17 @@ def test_a_film_that_cannot_be_read_is_reported(toy, run, tmp_path, monkeypatch)
             raise BadInput("film000.mp4: damaged")
         return read(titles, n, m, *more)
 
+    def read_none(titles, n, m, *more):
+        raise BadInput("film000.mp4: gone")
+
+    def find(out):
+        flags = ["--titles", 2, "--clips", 4]
+        fingerprint.run_fingerprint(parse_args(fingerprint_flags(run, toy / "films", out, *flags)))
+
     monkeypatch.setattr(Titles, "read", read_but_one)
-    flags = fingerprint_flags(run, toy / "films", tmp_path / "out", "--titles", 2, "--clips", 4)
-    fingerprint.run_fingerprint(parse_args(flags))
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    find(tmp_path / "found")
+    result = json.loads((tmp_path / "found" / "result.json").read_text())
     assert result["clips"] == 7 and result["failures"] == ["film000.mp4: damaged"]
-    monkeypatch.setattr(fingerprint, "FEWEST", 8)
-    flags = [*flags[:-1], "4", "--out", str(tmp_path / "few")]
-    with pytest.raises(BadInput, match="1 clips cannot be read: film000.mp4: damaged"):
-        fingerprint.run_fingerprint(parse_args(flags))
+    monkeypatch.setattr(Titles, "read", read_none)
+    with pytest.raises(BadInput, match="8 clips cannot be read: film000.mp4: gone"):
+        find(tmp_path / "none")

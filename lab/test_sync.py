@@ -145,7 +145,7 @@ def test_synchronisation_is_measured_from_a_checkpoint_to_a_result(run, toy, tmp
     assert not status and printed.splitlines()[1:] == result["summary"]
 
 
-def test_shots_and_scenes_are_those_of_a_truth_that_fits(run, toy, tmp_path):
+def test_shots_and_scenes_are_those_of_a_truth_that_fits(run, toy, tmp_path, capsys):
     fmt = Format(8, 5, 40, 24, rate=16000, n_fft=1024, hop=256, mels=64)
     titles = Titles(toy / "films", fmt)
     truth = sync.read_truth(toy / "films", titles)
@@ -164,8 +164,10 @@ def test_shots_and_scenes_are_those_of_a_truth_that_fits(run, toy, tmp_path):
     assert sync.read_truth(films, Titles(films, fmt)) is None
     # Without truth the figures of titles are left, here of some titles only.
     (tmp_path / "truth.csv").unlink()
+    (films / "zero.mp4").write_text("no film")
     flags = sync_flags(run, films, tmp_path / "out", "--snippets", 2, "--titles", 2)
     sync.run_sync(parse_args(flags))
+    assert f"skipped   1 files, the first: {films}/zero.mp4: " in capsys.readouterr().out
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["pairs"] == {"sync_same": 4, "sync_other": 8} and result["titles"] == 2
 
