@@ -508,10 +508,10 @@ def answers_of(logits, labels):
     answers = {}
     for name, of_head in logits.items():
         label = labels[name].to(of_head.device, non_blocking=True)
-        is_known = label != UNKNOWN
+        asked = (label != UNKNOWN).sum()
         losses = F.cross_entropy(of_head.float(), label, ignore_index=UNKNOWN, reduction="sum")
-        right = (of_head.argmax(1) == label) & is_known
-        answers[name] = losses / is_known.sum().clamp(min=1), right.sum(), is_known.sum()
+        right = (of_head.argmax(1) == label).sum()
+        answers[name] = losses / asked.clamp(min=1), right, asked
     return answers
 
 

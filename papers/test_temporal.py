@@ -662,6 +662,17 @@ def test_held_out_clips_are_played_at_all_speeds_and_keyed_apart_from_training(w
     assert temporal.held_out_shares(titles, args) == []
 
 
+def test_one_title_or_too_short_ones_are_refused(world):
+    args = temporal.parse_args(flags_of(world, "unused", "--k", 8, "--w", 12))
+    titles = temporal.TemporalTitles(world / "films", Format.of(args), ((1,), (1,)))
+    with pytest.raises(temporal.BadInput, match="has 1 titles to train on; two are needed"):
+        temporal.make_sampler(args, titles.subset([0]))
+    args.k = args.w = 500
+    args.batch_size = 1000
+    with pytest.raises(temporal.BadInput, match="fewer --speeds, or longer films"):
+        temporal.make_sampler(args, titles)
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -682,8 +693,8 @@ def test_held_out_clips_are_played_at_all_speeds_and_keyed_apart_from_training(w
         ("--tau 0", "--tau 0.0: must be above 0"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(flags, message, tmp_path):
-    out = tmp_path / "out"
-    found = refused("papers.temporal", "--toy", "--out", out, *flags.split())
-    assert message in found
-    assert not out.exists()
+def test_what_cannot_be_trained_is_refused(flags, message, tmp_path, monkeypatch):
+    """And nothing is left behind: neither the folder of a run nor a toy world."""
+    monkeypatch.chdir(tmp_path)
+    assert message in refused("papers.temporal", "--toy", *flags.split())
+    assert not list(tmp_path.iterdir())
