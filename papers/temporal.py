@@ -881,11 +881,11 @@ def report_leaks(run, heads, step, steps_per_epoch, processes):
 
 
 def summary_of(rows, args):
-    """The curves of all terms and accuracies, over the steps and on held-out titles."""
+    """The paper; the curves of all terms and accuracies, over the steps and on held-out titles."""
     heads = heads_of(args.tasks)
     of_steps = [*CONTRASTS, *(f"accuracy_{name}" for name in heads)]
     measures = [*SYNCHRONISATION, *(f"held_out_{name}" for name in heads)]
-    return summarise(rows, measures, of_steps)
+    return {"paper": "Temporal", **summarise(rows, measures, of_steps)}
 
 
 # What the pictures show of each term and of each head: (title of its panel, unit).
@@ -1082,8 +1082,7 @@ def main(args):
 
     progress.close()
     report_totals(done, since_start, total_steps, args, processes)
-    summary = summary_of(run.rows, args)
-    run.finish({"paper": "Temporal", "arguments": run.settings, "done": done, **summary})
+    run.finish({"arguments": run.settings, "done": done, **summary_of(run.rows, args)})
     processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
     processes.end()
 
