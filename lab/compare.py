@@ -87,7 +87,7 @@ SYNCHRONISED = {
     "sync_other": "other titles",
 }
 UNTRAINED = "none"  # The label of a network that was not pretrained.
-MARKERS = "v*osD^<>pPXh"  # One for each task.
+MARKERS = "v*osD^<>pPXhd1234x+"  # One for each task.
 MARKER = 0.06  # Height of a marker, in inches.
 
 

@@ -997,7 +997,7 @@ def test_a_crowded_picture_has_a_row_for_each_label(tmp_path, figures):
 def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
     """Then its few labels have rows, too, and the rows are higher."""
     heights = []
-    for shots in (5, 7, 11):
+    for shots in (5, 7, 18):  # as many as the sweep has on one world
         rows = [row_of_flags("tv --k 1"), row_of_flags("tv")]
         few = {str(number): 0.5 for number in range(1, shots)}
         for row in list(rows):
@@ -1009,7 +1009,7 @@ def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
         markers = {container[0].get_marker() for container in figures[-1].axes[-1].containers}
         assert len(markers) == shots
     _, low, high = heights
-    assert high - low == pytest.approx(2 * 4 * lab.compare.MARKER)
+    assert high - low == pytest.approx(2 * 11 * lab.compare.MARKER)
     few, *_, many = figures
     labels = ["k = 1", "k = 16"]
     assert [text.get_text() for text in few.axes[-1].get_xticklabels()] == labels
