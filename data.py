@@ -161,19 +161,15 @@ class Titles(Dataset):
 
     def __getitem__(self, sample):
         n, m, key = sample
-        position = CENTRE
-        if key is not None:
-            position = rng_of(key, SNIPPET_CROP).random(2)
         failures = []
         for title, snippet in self.candidates(n, m, key):
             try:
-                crops, waveform = self.read(title, snippet, position)
+                content = self.content(title, snippet, key)
             except BadInput as error:
                 failures.append(str(error).replace("\n", " "))
                 continue
             return {
-                "video": stack_frames(crops),
-                "waveform": torch.from_numpy(waveform),
+                **content,
                 "title": title,
                 "begin": self.begin(title, snippet),
                 "failures": failures,
@@ -195,6 +191,14 @@ class Titles(Dataset):
         for other in rng.integers(len(self), size=self.RETRIES).tolist():
             yield other, int(rng.integers(self.counts[other]))
 
+    def content(self, n, m, key):
+        """What is seen and heard of snippet m of title n: the first entries of an item."""
+        position = CENTRE
+        if key is not None:
+            position = rng_of(key, SNIPPET_CROP).random(2)
+        crops, waveform = self.read(n, m, position)
+        return {"video": stack_frames(crops), "waveform": torch.from_numpy(waveform)}
+
     def read(self, n, m, position=CENTRE):
         """Snippet m of title n: T crops (3, crop, crop), and its waveform (S,), as arrays.
 
@@ -202,14 +206,26 @@ class Titles(Dataset):
 
         Raises BadInput, with the file and the time, if it cannot be read whole.
         """
+        with self.opened(n, m) as (reader, start):
+            return read_snippets(reader, start, 1, self.fmt, self.cropper(reader, position))
+
+    def cropper(self, reader, position):
+        """The function that turns an av.VideoFrame of this file into a crop (3, crop, crop)."""
+
+        def crop_frame(frame):
+            return crop(reader.resize(frame, self.fmt.short_side), position, self.fmt.crop)
+
+        return crop_frame
+
+    @contextlib.contextmanager
+    def opened(self, n, m):
+        """Give (the reader of the file of snippet m of title n, the second at which it begins).
+
+        Raises BadInput, with the file and the time, for what cannot be decoded within.
+        """
         path, start = self.locate(n, m)
         try:
-            reader = self.open(path)
-
-            def crop_frame(frame):
-                return crop(reader.resize(frame, self.fmt.short_side), position, self.fmt.crop)
-
-            return read_snippets(reader, start, 1, self.fmt, crop_frame)
+            yield self.open(path), start
         except BadInput:
             self.close()
             raise
@@ -262,21 +278,23 @@ class Titles(Dataset):
         return {**self.__dict__, "reader": None}  # an open file cannot be sent to a worker
 
 
-def open_titles(args, fmt, toy, processes, **options):
-    """The Titles of --data; with --toy, the toy world is rendered first where it is missing.
+def open_titles(args, fmt, toy, processes, kind=Titles, world=None, **options):
+    """The titles of --data; with --toy, the toy world is rendered first where it is missing.
 
     toy      the defaults of --toy, with the folder of its films
-    options  of `Titles`
+    kind     Titles, or a class that extends it
+    world    options of `make_toy`
+    options  of `kind`
 
     Rank 0 indexes the collection; all ranks get the same titles, or raise the same error.
     """
 
     def find():
         if args.toy and args.data == toy["data"] and not os.path.exists(args.data):
-            world = Path(args.data).parent
-            processes.report(f"no toy world at {world}: rendering it")
-            make_toy(world)
-        return Titles(args.data, fmt, args.language, quiet=False, **options)
+            folder = Path(args.data).parent
+            processes.report(f"no toy world at {folder}: rendering it")
+            make_toy(folder, **(world or {}))
+        return kind(args.data, fmt, language=args.language, quiet=False, **options)
 
     return processes.on_rank_0(find)
 

@@ -742,12 +742,14 @@ def test_heads_are_two_convolutions_of_kernel_1_then_the_average():
 OF_A_SNIPPET = (
     streams.SNIPPET_CROP,
     streams.REPLACEMENT,
+    streams.PLAYBACK,
     sampler.TITLES,
     sampler.SNIPPETS,
     sampler.SHUFFLE,
+    streams.HELD_OUT_CLIP,
 )
 OF_A_CLIP = (streams.CLIP_START, streams.CLIP_SCALE, streams.CLIP_CROP, streams.SHOTS)
-OF_A_BATCH = (streams.COLOUR, streams.BANDS)
+OF_A_BATCH = (streams.COLOUR, streams.BANDS, streams.MINING)
 
 
 @pytest.mark.parametrize("drawn", [OF_A_SNIPPET, OF_A_CLIP], ids=["pretraining", "fine-tuning"])

@@ -21,27 +21,30 @@ COLOURS = 10  # Matplotlib's cycle has this many. The next ten labels have the n
 LINES = ("-", "--", ":", "-.")
 
 
-def summarise(log, measures):
+def summarise(log, measures, of_steps=()):
     """Return the summary of a run: the curves of the loss and of each measure, and where they end.
 
-    The final value of the loss is the mean of the last tenth of the steps.
+    of_steps  names of what else each step has, with curves like that of the loss
+
+    The final values of the loss and of these are the means of the last tenth of the steps.
     """
     steps = [row for row in log if "loss" in row]
     edges = np.linspace(0, len(steps), min(POINTS, len(steps)) + 1).astype(int)
     parts = [steps[low:high] for low, high in zip(edges, edges[1:])]
-    curves = {
-        "loss": (
+    curves = {}
+    for name in ("loss", *of_steps):
+        curves[name] = (
             [mean_of("step", part) for part in parts],
-            [mean_of("loss", part) for part in parts],
+            [mean_of(name, part) for part in parts],
         )
-    }
     for name in measures:
         rows = [row for row in log if name in row]
         curves[name] = ([row["step"] for row in rows], [row[name] for row in rows])
     final = {name: values[-1] for name, (_, values) in curves.items() if values}
     if steps:
         tenth = max(1, len(steps) // 10)
-        final["loss"] = mean_of("loss", steps[-tenth:])
+        for name in ("loss", *of_steps):
+            final[name] = mean_of(name, steps[-tenth:])
     return {"curves": curves, "final": final}
 
 

@@ -335,6 +335,15 @@ def test_each_panel_has_its_unit_and_the_line_of_chance(monkeypatch):
     assert lines == [[[3.0]], [[60], [50, 50]], [[2.0]]]
 
 
+def test_what_each_step_has_is_averaged_as_the_loss_is():
+    log = [{"step": step, "loss": 2.0, "hits": step} for step in range(1, 81)]
+    log += [{"step": 80, "not_finite": "loss nan", "hits": 1000}, {"step": 80, "speed": 3.0}]
+    summary = summarise(log, ["speed"], of_steps=["hits"])
+    steps, hits = summary["curves"]["hits"]
+    assert len(steps) == 40 and steps == hits == [2 * i + 1.5 for i in range(40)]
+    assert summary["final"] == {"loss": 2.0, "speed": 3.0, "hits": 76.5}
+
+
 # --------------------------------------------------------------------------------------------
 # The user's cache
 # --------------------------------------------------------------------------------------------

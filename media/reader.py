@@ -182,7 +182,8 @@ class Reader:
             is_dropped_frame = packet.size == 0 and packet.dts is not None
             if not is_dropped_frame:
                 consumer = video if packet.stream is self.video else audio
-                consumer.take(packet)
+                if not consumer.done:
+                    consumer.take(packet)
             if video.done and audio.done:
                 break
 
@@ -351,7 +352,8 @@ class VideoConsumer(Consumer):
         self.times = list(times)
         self.keep = keep
         self.images = []
-        self.waiting = []  # packets up to the first wanted time; None once it is passed
+        self.waiting = []  # packets up to the next wanted time, which are not decoded yet
+        self.started = False  # whether decoding has begun
         self.on_screen = None  # the latest frame
         self.image = None  # of the frame on screen, once it is needed
         self.first_time = None  # seconds, of the first frame that came
@@ -371,38 +373,45 @@ class VideoConsumer(Consumer):
         return self.failed / max(1, self.tried)
 
     def take(self, packet):
-        if not packet.size:
-            self.finish(packet)
-        elif self.waiting is None:
-            self.decode([packet])
-        else:
+        if packet.size:
             self.wait(packet)
+        else:
+            self.finish(packet)
 
     def wait(self, packet):
-        """Collect packets up to the first wanted time, and decode from its key frame on.
+        """Collect packets up to the next wanted time, and decode from the last key frame on.
 
         Reading a group of pictures that is not wanted costs little, but decoding it would
-        double the work.
+        double the work. Once decoding has begun only a key frame waits, and it is dropped for
+        another one that follows it at once. So where every frame is a key frame only the wanted
+        ones are decoded, and no other file has gaps in what its decoder gets.
         """
         time, _ = self.packet_times(packet)
-        if packet.is_keyframe and time <= self.start + CLOCK:
+        if time > self.times[len(self.images)] + CLOCK:
+            self.started = True
+            self.decode_waiting()
+            if self.done:
+                return
+        waits = time <= self.times[len(self.images)] + CLOCK
+        if self.started:
+            waits = waits and packet.is_keyframe and time > -math.inf
+        if waits and packet.is_keyframe:
             self.waiting = []
         self.waiting.append(packet)
-        if time > self.start + CLOCK:
-            packets = self.waiting
-            self.waiting = None
-            self.decode(packets)
+        if not waits:
+            self.decode_waiting()
 
     def finish(self, flush):
         """Take the empty packet at the stream's end: the decoder gives what it holds."""
-        packets = [flush]
-        if self.waiting is not None:
-            packets = self.waiting + packets
-        self.decode(packets)
+        self.waiting.append(flush)
+        self.decode_waiting()
         if self.on_screen is not None:
             self.keep_until(math.inf)
 
-    def decode(self, packets):
+    def decode_waiting(self):
+        """Decode the packets that wait, or as many of them as are needed."""
+        packets = self.waiting
+        self.waiting = []
         for packet in packets:
             for frame in self.frames_of(packet):
                 self.receive(frame)
@@ -591,12 +600,19 @@ def read_snippets(reader, start, count, fmt, keep):
         keep=keep,
     )
     # In the worst case one snippet lost all of it.
-    lost_of_one = reader.lost * count
+    check_whole(reader, start, images, lost=reader.lost * count)
+    return images, waveform
+
+
+def check_whole(reader, start, images, lost):
+    """Raise BadInput if the images that were read from `start` (s) on are those of damage.
+
+    lost  the share that one snippet lost of its frames or of its sound
+    """
     # `keep` may return images of two shapes where a broadcast changes from 16:9 to 4:3.
     changes_shape = any(image.shape != images[0].shape for image in images)
-    if lost_of_one > DAMAGED or not images or changes_shape:
+    if lost > DAMAGED or not images or changes_shape:
         raise BadInput(f"{reader.path}: damaged at {start:.1f} s")
-    return images, waveform
 
 
 def read_film(reader, start, count, fmt, keep, chunk=CHUNK):

@@ -52,6 +52,7 @@ from media.reader import (
     CENTRE,
     CLOCK,
     AudioConsumer,
+    Consumer,
     Reader,
     VideoConsumer,
     crop,
@@ -1546,6 +1547,32 @@ def test_a_prepared_snippet_costs_one_seek_and_its_own_pictures(tmp_path, monkey
         assert len(seeks) == 1
         # A group begins a frame before its snippet, unless that is one of every frame.
         assert 16 <= len(decoded) <= (17 if gop is None else 16)
+
+
+@pytest.mark.parametrize("gop", [None, 1])
+def test_of_key_frames_and_of_sound_only_what_is_wanted_is_decoded(tmp_path, monkeypatch, gop):
+    """Frames far apart, and little sound. Within a group of pictures each needs those before it."""
+    decoded = []
+    frames_of = Consumer.frames_of
+
+    def noted(consumer, packet):
+        decoded.append(consumer.stream.type)
+        return frames_of(consumer, packet)
+
+    monkeypatch.setattr(Consumer, "frames_of", noted)
+    sound = write_noise(tmp_path / "noise.mkv", Format(), gop=gop)
+    reader = Reader(tmp_path / "noise.mkv")
+    for first, step in ((3, 8), (0, 5), (20, 3)):
+        decoded.clear()
+        numbers = first + step * np.arange(5)
+        images, heard = reader.read(numbers / 5, first / 5, 4800, keep=mean_grey)
+        assert images == pytest.approx(2 * numbers, abs=1)
+        begin = round(first / 5 * 48000)
+        assert lag_of(heard, sound[begin : begin + 4800]) == 0
+        if gop == 1:
+            assert decoded.count("video") == len(numbers)
+        # A packet holds 32 ms. Some come before the wanted sound, for the decoder's sake.
+        assert decoded.count("audio") <= 8
 
 
 # A snippet of 25 frames and 1 s, and the flags that prepare films for it.

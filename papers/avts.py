@@ -485,7 +485,8 @@ def main(args):
 
     progress.close()
     report_totals(done, since_start, total_steps, args, processes)
-    run.finish({"arguments": run.settings, "done": done, **summarise(run.rows, MEASURED)})
+    summary = summarise(run.rows, MEASURED)
+    run.finish({"paper": "AVTS", "arguments": run.settings, "done": done, **summary})
     processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
     processes.end()
 

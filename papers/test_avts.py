@@ -174,6 +174,7 @@ def test_a_run_follows_the_curriculum_and_measures_synchronisation(whole):
     assert shares == [0.0] * half + [0.25] * half and half > 0
     assert len(read_log(out, "sync_same")) == 5  # at each half of an epoch
     result = json.loads((out / "result.json").read_text())
+    assert result["paper"] == "AVTS"  # as lab.compare names its rows
     assert {"loss", "sync_same", "sync_other"} == result["final"].keys()
     assert (out / "curves.png").exists()
     assert "a loss of 0.245 tells nothing apart" in printed

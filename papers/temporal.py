@@ -1,0 +1,1099 @@
+"""Temporal: how fast, which way round, in which order? "Audio-Visual Contrastive Learning with
+Temporal Self-Supervision" (Jenni, Black, Collomosse, 2023).
+
+    python -m papers.temporal --toy                     the toy world, on a CPU, in minutes
+    torchrun --nproc_per_node 8 -m papers.temporal      8 GPUs, datasets/movies
+    python -m papers.temporal                           the same run on one GPU, share by share
+    python -m papers.temporal --tasks none              its ablations: the contrast alone,
+    python -m papers.temporal --tasks speed             one task beside the contrast,
+    python -m papers.temporal --bank 0                  no mined pairs
+
+Prepared files are read faster. Each of their frames has to be a key frame:
+
+    python -m media prepare FILMS datasets/movies --fps 10 --gop 1 --short-side 128
+
+The networks and their sampler, data, runs and checkpoints are those of pretrain.py. What differs:
+
+    clips       Sight and sound are each played at a speed of their own, forward or backward.
+    tasks       The network tells how fast, in which direction, and which of two clips of a title
+                comes first, within sight, within sound and across both.
+    contrast    Clips of a title belong together in sight, and sight and sound of a clip. These
+                usual pairs are supplemented by pairs that are mined from the last embeddings.
+
+Only the paper's abstract was at hand. Found in it are the tasks, the two contrasts, and that the
+positives and negatives that supplement the usual pairs depend on the sample and on the evolving
+feature space. Found in prior code of the first author are 16 frames, speeds of 1, 2, 4 and 8 of
+the sight, the three classes of order, AdamW, its learning rate and weight decay, and the cosine.
+All else is our choice: nothing else of the method is known to us.
+
+B clips of a share; T frames of H x W pixels; P mel filters; Q audio frames; d = 512, the size of
+an embedding; C = 8 * width, the channels of a network's last map; N mined negatives of a clip.
+"""
+
+import dataclasses
+import math
+import time
+from functools import partial
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+from torchaudio.functional import resample
+
+from data import (
+    AudioFrontEnd,
+    Titles,
+    VideoFrontEnd,
+    check_titles,
+    embed_held_out,
+    front_end_state,
+    measure_log_mel,
+    next_batch,
+    open_titles,
+    own_shares,
+    read_shares,
+    stack_frames,
+)
+from harness.curves import draw, summarise
+from harness.errors import BadInput, make_parser, one_line_errors
+from harness.flags import MAY_CHANGE, add_run_flags, check_rules, names_of_flags, rules_of_run
+from harness.run import (
+    NOTHING_DONE,
+    Processes,
+    Progress,
+    Run,
+    StopSignals,
+    count,
+    count_step,
+    describe_rate,
+    is_too_bad,
+    log_step,
+    reason_to_end,
+    report_run,
+    report_titles,
+    report_totals,
+    resume,
+    save_run,
+    unreadable,
+)
+from loss import CHANCE, MEASURES, gather, synchronisation
+from media.collection import collection_name
+from media.format import HELD_OUT_CLIP, MINING, PLAYBACK, SNIPPET_CROP, Format, rng_of
+from media.reader import CENTRE, check_whole
+from models import AudioVisualModel, largest_map, restore_statistics, update_statistics
+from sampler import HierarchicalSampler
+
+ROUNDING = 1e-6  # seconds
+LEAK = 0.99  # A task whose accuracy is as high in the first epoch is no task.
+
+# -------------------------------------------------------------------------------------------------
+# Samples: clips played at a speed and in a direction
+# -------------------------------------------------------------------------------------------------
+
+SPEEDS = ((1, 2, 4, 8), (1, 2))  # of the sight, as in prior code of the first author; of the sound
+HIGHEST_RATE = 16000  # Hz
+GAIN = 6.0  # dB; sound is made louder or softer by this at the most (our choice)
+MARGIN = 8  # samples of the sound as it is heard; the filter of `resample` reaches 6.1 of them
+
+
+@dataclasses.dataclass(frozen=True)
+class Playback:
+    """How a clip is played. Each default is that of a clip as it was filmed.
+
+    speed_video, speed_audio        p and q, how many times as fast
+    backward_video, backward_audio  whether from its end to its beginning
+    gain                            in dB, of the sound
+    """
+
+    speed_video: int = 1
+    speed_audio: int = 1
+    backward_video: bool = False
+    backward_audio: bool = False
+    gain: float = 0.0
+
+    @classmethod
+    def draw(cls, key, speeds):
+        """How the clip of this key is played, where each field is drawn on its own.
+
+        Sight and sound are drawn independently of each other: with one tempo for both, the two
+        of a clip could be matched by that alone.
+
+        speeds  (those of the sight, those of the sound), each equally likely
+        """
+        numbers = rng_of(key, PLAYBACK).random(5)
+        of_video, of_audio = speeds
+        return cls(
+            speed_video=of_video[int(numbers[0] * len(of_video))],
+            speed_audio=of_audio[int(numbers[1] * len(of_audio))],
+            backward_video=bool(numbers[2] < 0.5),
+            backward_audio=bool(numbers[3] < 0.5),
+            gain=GAIN * (2 * numbers[4] - 1),
+        )
+
+
+class TemporalTitles(Titles):
+    """The titles of a collection, and clips of them that are played at a speed and in a direction.
+
+    source, language, quiet  as in `Titles`
+    fmt     of a clip at speed 1: T frames at `fps`, S samples of sound at `rate`
+    speeds  (those of the sight, those of the sound), whole numbers
+    stride  seconds between the beginnings of neighbouring clips; default a clip at speed 1
+
+    A place of the grid holds the longest clip, T / fps seconds times the highest speed of both, so
+    that no speed depends on the place, and `counts` is the number of such places. `fmt` of the
+    object is that of what is read of a place, and `clip` is that of a clip.
+
+    An item (n, m, key) is a dict:
+
+        video           uint8 (3, T, crop, crop), T / fps seconds times p of the source
+        waveform        float (S,), S / rate seconds times q of the source
+        speed_video     index of p in the speeds of the sight
+        speed_audio     index of q in the speeds of the sound
+        backward_video  1 if the frames run from the last to the first, else 0
+        backward_audio  the same of the sound
+        span_video      seconds of the source that the frames cover, from `begin` on
+        span_audio      seconds of the source that the sound covers, from `begin` on
+        title, begin, failures  as in `Titles`
+
+    The playback is drawn from the key of the sample; without one it is that of the source. Raises
+    BadInput as `Titles` does, and for a rate that betrays the speed.
+    """
+
+    def __init__(self, source, fmt, speeds=SPEEDS, language=None, quiet=True, stride=None):
+        check_rate_heard(fmt.rate)
+        fastest = max(max(of_one) for of_one in speeds)
+        place = dataclasses.replace(fmt, frames=fmt.frames * fastest)
+        stride = fmt.seconds if stride is None else stride
+        super().__init__(source, place, language, quiet, stride=stride)
+        self.clip = fmt
+        self.speeds = speeds
+
+    def content(self, n, m, key):
+        playback = Playback()
+        position = CENTRE
+        if key is not None:
+            playback = Playback.draw(key, self.speeds)
+            position = rng_of(key, SNIPPET_CROP).random(2)
+        crops, waveform = self.play(n, m, playback, position)
+        of_video, of_audio = self.speeds
+        return {
+            "video": stack_frames(crops),
+            "waveform": waveform,
+            "speed_video": of_video.index(playback.speed_video),
+            "speed_audio": of_audio.index(playback.speed_audio),
+            "backward_video": int(playback.backward_video),
+            "backward_audio": int(playback.backward_audio),
+            "span_video": playback.speed_video * self.clip.seconds,
+            "span_audio": playback.speed_audio * self.clip.samples / self.clip.rate,
+        }
+
+    def play(self, n, m, playback, position=CENTRE):
+        """The clip at place m of title n: T crops (3, crop, crop), and its waveform (S,).
+
+        The frames are those on screen at begin + p * i / fps, i = 0 .. T - 1. The sound is read at
+        twice the rate, with a margin at both ends, for `resample_to_speed`.
+
+        Raises BadInput, with the file and the time, if it cannot be read whole.
+        """
+        clip, p, q = self.clip, playback.speed_video, playback.speed_audio
+        with self.opened(n, m) as (reader, start):
+            crops, sound = reader.read(
+                [start + p * i / clip.fps for i in range(clip.frames)],
+                sound_from=start - q * MARGIN / clip.rate,
+                samples=2 * q * (clip.samples + 2 * MARGIN),
+                rate=2 * clip.rate,
+                keep=self.cropper(reader, position),
+            )
+            check_whole(reader, start, crops, reader.lost)
+        waveform = resample_to_speed(torch.from_numpy(sound), q)  # (S,)
+        if playback.backward_video:
+            crops = crops[::-1]
+        if playback.backward_audio:
+            waveform = waveform.flip(0)
+        return crops, waveform * 10 ** (playback.gain / 20)
+
+
+def resample_to_speed(sound, q):
+    """Sound at twice the rate, (2 q (S + 2 MARGIN),) -> the same q times as fast, (S,).
+
+    Every speed, 1 too, passes the same low-pass, at the same frequency as it is heard. The margins
+    are what the filter sees beyond both ends.
+    """
+    return resample(sound, 2 * q, 1)[MARGIN:-MARGIN].contiguous()
+
+
+def check_rate_heard(rate):
+    """Raise BadInput for a rate (Hz) at which the codecs of sound betray how fast it is played."""
+    if rate > HIGHEST_RATE:
+        raise BadInput(
+            f"--rate {rate}: must be {HIGHEST_RATE} at the most, since what codecs do to sound "
+            f"above {HIGHEST_RATE // 2} Hz tells how fast it is played"
+        )
+
+
+# -------------------------------------------------------------------------------------------------
+# Heads: which task has which, and the order of two clips
+# -------------------------------------------------------------------------------------------------
+
+# Of each task its heads: of sight and sound, and of pairs of two sights, two sounds, or a sight
+# and a sound.
+TASKS = {
+    "speed": ("speed_video", "speed_audio"),
+    "direction": ("direction_video", "direction_audio"),
+    "order": ("order_vv", "order_aa", "order_va"),
+}
+OVERLAPPING, BEFORE, AFTER = range(3)  # the classes of order, as in prior code of the first author
+UNKNOWN = -1  # the label of a pair that is none
+
+
+def heads_of(tasks):
+    """The names of the heads that these tasks ("speed,order", or "none") have."""
+    return [head for task, heads in TASKS.items() if task in tasks.split(",") for head in heads]
+
+
+def classes_of(head, speeds):
+    """How many classes a head tells apart. speeds: (those of the sight, those of the sound)"""
+    if head in TASKS["order"]:
+        return 3
+    of_video, of_audio = speeds
+    return {"speed_video": len(of_video), "speed_audio": len(of_audio)}.get(head, 2)
+
+
+class TemporalModel(AudioVisualModel):
+    """The networks of pretrain.py, a head for each question, and the bank.
+
+    heads   names of the heads, see TASKS
+    speeds  (those of the sight, those of the sound)
+    bank    entries of the bank; 0: no pairs are mined, and `bank` is None
+
+    Speed and direction are linear in the pooled last map of their modality. Order is told by two
+    layers from the concatenated maps of two clips. Fine-tuning uses neither heads nor bank.
+    """
+
+    def __init__(self, heads, speeds, bank=0, width=64, d=512):
+        super().__init__(width, d)
+        C = 8 * width
+        self.temporal_heads = nn.ModuleDict()
+        for name in heads:
+            classes = classes_of(name, speeds)
+            if name in TASKS["order"]:
+                self.temporal_heads[name] = nn.Sequential(
+                    nn.Linear(2 * C, C),
+                    nn.ReLU(inplace=True),
+                    nn.Linear(C, classes),
+                )
+            else:
+                self.temporal_heads[name] = nn.Linear(C, classes)
+        self.bank = Bank(bank, d) if bank else None
+
+    def forward(self, video, audio, following=None):
+        """(B, 3, T, H, W), (B, 1, P, Q) -> z_v (B, d), z_a (B, d), and the logits of the heads.
+
+        following  (B,) the place in the share of the clip that each is compared with, see
+                   `next_of_title`; without it there are no logits, only z_v and z_a
+        """
+        map_v = self.video.features(video)  # (B, C, T/8, H/16, W/16)
+        map_a = self.audio.features(audio)  # (B, C, P/32, Q/32)
+        z_v, z_a = self.video_head(map_v), self.audio_head(map_a)
+        if following is None:
+            return z_v, z_a
+        f_v, f_a = map_v.flatten(2).float().mean(2), map_a.flatten(2).float().mean(2)  # (B, C)
+        features = {
+            "speed_video": f_v,
+            "speed_audio": f_a,
+            "direction_video": f_v,
+            "direction_audio": f_a,
+            "order_vv": torch.cat([f_v, f_v[following]], 1),  # (B, 2 * C)
+            "order_aa": torch.cat([f_a, f_a[following]], 1),
+            "order_va": torch.cat([f_v, f_a[following]], 1),
+        }
+        logits = {name: head(features[name]) for name, head in self.temporal_heads.items()}
+        return z_v, z_a, logits
+
+
+def next_of_title(title):
+    """The next clip of its title for each clip of a share: (B,) titles -> (B,) places.
+
+    The next one of the last is the first, so that k = 2 gives both pairs (i, j) and (j, i). A clip
+    is its own next one where no other of its title is there, since that could not be read.
+    """
+    B = len(title)
+    place = torch.arange(B, device=title.device)
+    ahead = (place[None, :] - place[:, None] - 1) % B  # (B, B), B - 1 for the clip itself
+    other_title = title[:, None] != title[None, :]
+    return ahead.masked_fill(other_title, B).argmin(1)
+
+
+def order_of(begin, span, other_begin, other_span):
+    """Whether a stretch of a title is OVERLAPPING, BEFORE or AFTER another one, in seconds: (B,).
+
+    A stretch begins at `begin` and covers the `span` that its own speed gives it. One that begins
+    where the other one ends is after it. All arguments are (B,), on the time axis of the title.
+    """
+    is_before = begin + span <= other_begin + ROUNDING
+    is_after = other_begin + other_span <= begin + ROUNDING
+    order = torch.full_like(is_before, OVERLAPPING, dtype=torch.long)
+    return order.masked_fill(is_before, BEFORE).masked_fill(is_after, AFTER)
+
+
+def labels_of(batch, following):
+    """What each head has to tell of each clip of a batch: {name: (B,) of classes}."""
+    begin, video, audio = batch["begin"], batch["span_video"], batch["span_audio"]
+    labels = {
+        "speed_video": batch["speed_video"],
+        "speed_audio": batch["speed_audio"],
+        "direction_video": batch["backward_video"],
+        "direction_audio": batch["backward_audio"],
+    }
+    has_next = following != torch.arange(len(following))
+    orders = {"order_vv": (video, video), "order_aa": (audio, audio), "order_va": (video, audio)}
+    for name, (span, other_span) in orders.items():
+        order = order_of(begin, span, begin[following], other_span[following])
+        labels[name] = order.masked_fill(~has_next, UNKNOWN)
+    return labels
+
+
+# -------------------------------------------------------------------------------------------------
+# Contrast: usual and mined pairs
+# -------------------------------------------------------------------------------------------------
+
+# Pairs of two sights, of a sight and a sound, and of a sound and a sight: the anchor comes first.
+CONTRASTS = ("contrast_vv", "contrast_va", "contrast_av")
+
+
+def contrast(anchor, others, usual, is_negative, tau, mined=None):
+    """The contrast of each clip of a share, (B,).
+
+                  1                            e^{s_ip}
+        L_i = -  ---  sum_p  log ------------------------------------
+                  2               e^{s_ip} + sum_{n negative} e^{s_in}
+
+    s is the similarity at unit length over tau. p is the usual positive of i and the mined one,
+    and both have the same negatives: those of the share and the mined ones. Without mined pairs p
+    is the usual positive alone, and there is no 1/2. In fp32, also under autocast.
+
+    anchor       (B, d) embeddings of one modality
+    others       (B, d) embeddings of the share, of the modality of the positives and negatives
+    usual        (B,) the place of the usual positive among them
+    is_negative  (B, B) which of them are negatives of which anchor
+    mined        None, or what `Bank.mine` has found: (entries (size, d), the place of the positive
+                 (B,) and of the negatives (B, N) among them)
+    """
+    with torch.autocast(anchor.device.type, enabled=False):
+        anchor = F.normalize(anchor.float(), dim=1) / tau
+        s = anchor @ F.normalize(others.float(), dim=1).T  # (B, B)
+        positive = s.gather(1, usual[:, None])  # (B, 1)
+        negatives = s.masked_fill(~is_negative, -math.inf)
+        if mined is None:
+            return one_of(positive, negatives)
+        entries, mined_positive, mined_negatives = mined
+        s = anchor @ entries.T  # (B, size)
+        negatives = torch.cat([negatives, s.gather(1, mined_negatives)], 1)  # (B, B + N)
+        of_mined = one_of(s.gather(1, mined_positive[:, None]), negatives)
+        return (one_of(positive, negatives) + of_mined) / 2
+
+
+def one_of(positive, negatives):
+    """-log softmax of the positive (B, 1) among itself and the negatives (B, N): (B,)."""
+    return torch.cat([positive, negatives], 1).logsumexp(1) - positive.squeeze(1)
+
+
+NEAREST = 5  # A mined positive is one of so many (our choice).
+FIRST_NEGATIVE = 10  # Mined negatives have this rank or a higher one, from 0 (our choice).
+
+
+class Bank(nn.Module):
+    """The last embeddings of training, first in, first out, from which pairs are mined.
+
+    size  of the bank, in clips
+
+    It holds the embeddings (size, d) of sight and of sound, at unit length and without gradient, as
+    they were in the step that trained on them, and the titles. All processes hold the same bank,
+    and a checkpoint keeps it.
+    """
+
+    def __init__(self, size, d):
+        super().__init__()
+        self.register_buffer("z_v", torch.zeros(size, d))
+        self.register_buffer("z_a", torch.zeros(size, d))
+        self.register_buffer("title", torch.full((size,), -1))
+        self.added = 0  # clips so far
+
+    def get_extra_state(self):
+        return self.added
+
+    def set_extra_state(self, added):
+        self.added = added
+
+    @property
+    def is_full(self):
+        return self.added >= len(self.title)
+
+    @torch.no_grad()
+    def add(self, z_v, z_a, title):
+        """Put these clips in the place of the oldest. (b, d), (b, d), (b,)"""
+        places = (self.added + torch.arange(len(title), device=title.device)) % len(self.title)
+        self.z_v[places] = F.normalize(z_v.float(), dim=1)
+        self.z_a[places] = F.normalize(z_a.float(), dim=1)
+        self.title[places] = title
+        self.added += len(title)
+
+    @torch.no_grad()
+    def mine(self, anchor, entries, title, rng, negatives):
+        """The places of a positive (B,) and of N negatives (B, N) of each clip in the bank.
+
+        All are of other titles, ranked by their similarity to the anchor, from 0. The positive is
+        one of the NEAREST. The negatives are from rank FIRST_NEGATIVE to the median: of so many
+        equal parts of these ranks, each gives one.
+
+        anchor     (B, d) embeddings of one modality, and `entries`, z_v or z_a, of the same
+        title      (B,) the title of each clip
+        rng        a numpy generator
+        negatives  N
+        """
+        draws = torch.from_numpy(rng.random((len(anchor), 1 + negatives)))
+        draws = draws.to(anchor.device, non_blocking=True)
+        own_title = title[:, None] == self.title[None, :]  # (B, size)
+        similarity = F.normalize(anchor.float(), dim=1) @ entries.T  # (B, size)
+        similarity = similarity.masked_fill(own_title, -math.inf)
+        ranked = similarity.sort(dim=1, descending=True, stable=True).indices  # (B, size)
+        median = (~own_title).sum(1, keepdim=True) // 2  # (B, 1)
+        places = torch.arange(1 + negatives, device=anchor.device)
+        edges = FIRST_NEGATIVE + places * (median - FIRST_NEGATIVE).clamp(min=1) // negatives
+        of_negatives = edges[:, :-1] + (draws[:, 1:] * edges.diff(dim=1)).long()  # (B, N)
+        of_positive = (draws[:, :1] * NEAREST).long()  # (B, 1)
+        return ranked.gather(1, of_positive).squeeze(1), ranked.gather(1, of_negatives)
+
+
+def contrasts_of(z_v, z_a, title, following, bank, rng, tau, negatives):
+    """The three terms of a share: {name: scalar}, each the mean over its clips.
+
+        contrast_vv   a clip and the next one of its title, both in sight
+        contrast_va   the sight of a clip and its sound, among the sounds
+        contrast_av   the sound of a clip and its sight, among the sights
+
+    Negatives are of other titles. A mined pair is ranked in the modality of the anchor, and its
+    other modality is taken where the positive's is the other one.
+    """
+    place = torch.arange(len(title), device=title.device)
+    is_negative = title[:, None] != title[None, :]  # (B, B)
+    mined = dict.fromkeys(CONTRASTS)
+    if bank is not None and bank.is_full:
+        of_v = bank.mine(z_v, bank.z_v, title, rng, negatives)
+        of_a = bank.mine(z_a, bank.z_a, title, rng, negatives)
+        mined["contrast_vv"] = (bank.z_v, *of_v)
+        mined["contrast_va"] = (bank.z_a, *of_v)
+        mined["contrast_av"] = (bank.z_v, *of_a)
+    vv = contrast(z_v, z_v, following, is_negative, tau, mined["contrast_vv"])
+    va = contrast(z_v, z_a, place, is_negative, tau, mined["contrast_va"])
+    av = contrast(z_a, z_v, place, is_negative, tau, mined["contrast_av"])
+    has_next = following != place
+    return {
+        "contrast_vv": (vv * has_next).sum() / has_next.sum().clamp(min=1),
+        "contrast_va": va.mean(),
+        "contrast_av": av.mean(),
+    }
+
+
+# -------------------------------------------------------------------------------------------------
+# Loss: the sum of all terms
+# -------------------------------------------------------------------------------------------------
+
+
+def answers_of(logits, labels):
+    """What each head tells: {name: (its cross entropy, how many it has right, of how many)}."""
+    answers = {}
+    for name, of_head in logits.items():
+        label = labels[name].to(of_head.device, non_blocking=True)
+        asked = (label != UNKNOWN).sum()
+        losses = F.cross_entropy(of_head.float(), label, ignore_index=UNKNOWN, reduction="sum")
+        right = (of_head.argmax(1) == label).sum()
+        answers[name] = losses / asked.clamp(min=1), right, asked
+    return answers
+
+
+def loss_of_share(fronts, parallel, bank, args, processes, batch, batch_key):
+    """The loss of one share, all its terms with a weight of 1 (our choice), and what it is made of.
+
+    batch_key  (seed, epoch, step of the epoch, share)
+
+    Returns (the loss, a scalar with its graph; numbers: each term's value, then of each head how
+    many it has right, then of how many; the share's z_v, z_a and titles, for the bank).
+    """
+    device = processes.device
+    video = fronts[0](batch["video"].to(device, non_blocking=True))  # (B, 3, T, H, W)
+    audio = fronts[1](batch["waveform"].to(device, non_blocking=True))  # (B, 1, P, Q)
+    following = next_of_title(batch["title"])
+    labels = labels_of(batch, following)
+    title, following = batch["title"].to(device), following.to(device)
+    with processes.autocast():
+        z_v, z_a, logits = parallel(video, audio, following)  # (B, d), (B, d)
+    rng = rng_of(batch_key, MINING)
+    terms = contrasts_of(z_v, z_a, title, following, bank, rng, args.tau, args.mined_negatives)
+    answers = answers_of(logits, labels)
+    of_heads = [answers[name] for name in heads_of(args.tasks)]
+    terms = [terms[name] for name in CONTRASTS] + [loss for loss, _, _ in of_heads]
+    right = [number for _, number, _ in of_heads]
+    asked = [number for _, _, number in of_heads]
+    numbers = torch.stack([*terms, *right, *asked]).detach()
+    return sum(terms), numbers, (z_v.detach(), z_a.detach(), title)
+
+
+def describe_step(numbers, heads, shares):
+    """(The loss of a step, what else the log says of it: each term, and each head's accuracy).
+
+    numbers  as `loss_of_share` returns them, summed over all shares
+
+    A term that is not finite is missing from what the log says: JSON has no NaN.
+    """
+    names = [*CONTRASTS, *heads]
+    terms = {name: number / shares for name, number in zip(names, numbers)}
+    loss = sum(terms.values())
+    finite = {name: term for name, term in terms.items() if math.isfinite(term)}
+    return loss, finite | accuracies("accuracy", heads, numbers[len(names) :])
+
+
+def accuracies(prefix, heads, answers):
+    """{prefix_head: the share that the head has right}.
+
+    answers  of each head how many it has right, then of each of how many
+    """
+    right, asked = answers[: len(heads)], answers[len(heads) :]
+    return {f"{prefix}_{head}": r / max(1, n) for head, r, n in zip(heads, right, asked)}
+
+
+# -------------------------------------------------------------------------------------------------
+# Arguments: without flags a run on 1, 2, 4 or 8 GPUs
+# -------------------------------------------------------------------------------------------------
+
+# 1.6 s at speed 1 and 12.8 s at speed 8; our choice but for the 16 frames.
+CLIP = {"frames": 16, "fps": 10.0, "short_side": 128, "crop": 112}
+CLIP |= {"rate": 16000, "n_fft": 512, "hop": 160, "mels": 64}
+TOY = {
+    "data": "datasets/toy-time/films",
+    "short_side": 34,
+    "crop": 28,
+    "rate": 8000,
+    "hop": 80,
+    "speeds": "1,2,4/1,2",
+    "w": 5,
+    "width": 16,
+    "batch_size": 64,
+    "bank": 512,
+    "mined_negatives": 64,
+    "epochs": 2,
+    "held_out_snippets": 32,
+    "measure_every": 0.5,
+    "workers": 2,
+}
+# Its world has more frames a second, no groups of pictures, and an arrow of time. Its sound has
+# 16 kHz, twice the rate at which it is heard: what it lacks above would tell the speed.
+TOY_WORLD = {"fps": 10, "gop": 1, "tiring": 0.75}
+
+
+def parse_args(argv=None):
+    parser = make_parser(__doc__, "python -m papers.temporal")
+    add_paper_flags(parser.add_argument)
+    add_training_flags(parser.add_argument)
+    Format.add_flags(parser)
+    parser.set_defaults(**CLIP)
+    add_run_flags(parser.add_argument)
+    known, _ = parser.parse_known_args(argv)
+    if known.toy:
+        parser.set_defaults(**TOY)
+    args = parser.parse_args(argv)
+    if args.out is None:
+        args.out = f"runs/{run_name(args, parser)}"
+    return args
+
+
+def add_paper_flags(add):
+    add("--toy", action="store_true", help="small settings, on the toy world")
+    add("--data", default="datasets/movies", help="a folder of films and shows, or LIST.txt")
+    add("--out", help="folder of the run; default runs/temporal- and a name from the flags")
+    title = "what a title is to the sampler: a show, or each of its files"
+    add("--title", choices=("show", "episode"), default="show", help=title)
+    tasks = "speed, direction and order, or some of them, with commas; none: the contrast alone"
+    add("--tasks", default="speed,direction,order", help=tasks)
+    speeds = "of the sight, as in prior code of the first author, and of the sound (our choice)"
+    add("--speeds", default="1,2,4,8/1,2", help=speeds)
+    bank = "last clips from which pairs are mined (our choice); 0: no mined pairs"
+    add("--bank", type=int, default=4096, help=bank)
+    add("--mined-negatives", type=int, default=256, help="of each clip, from the bank (our choice)")
+    add("--tau", type=float, default=0.1, help="temperature of the contrast (our choice)")
+
+
+def add_training_flags(add):
+    add("--batch-size", type=int, default=512, help="clips of a step, over all GPUs (our choice)")
+    share = "clips that are contrasted together: 512 / 8 GPUs (our choice)"
+    add("--share", type=int, default=64, help=share)
+    add("--k", type=int, default=2, help="clips of a title in a share (our choice)")
+    window = "window that they come from, in clips at speed 1: so the three classes of order are "
+    window += "equally frequent, over all pairs of sights and sounds (our choice)"
+    add("--w", type=int, default=7, help=window)
+    add("--epochs", type=int, default=10, help="of sum M_n / batch steps (our choice)")
+    lr = "of AdamW, after --warmup; then a cosine to 0, as in prior code of the first author"
+    add("--lr", type=float, default=3e-4, help=lr)
+    decay = "of AdamW, as in prior code of the first author"
+    add("--weight-decay", type=float, default=1e-4, help=decay)
+    add("--warmup", type=float, default=1.0, help="epochs of linear warm-up from 1e-4 (our choice)")
+    add("--width", type=int, default=64, help="channels of the first stage")
+    add("--precision", choices=("bf16", "fp32"), default="bf16", help="of networks on a GPU")
+
+
+def run_name(args, parser):
+    """The collection, and every flag that makes it another run: temporal-toy-time-bank0."""
+    name = f"temporal-{collection_name(args.data)}"
+    # The two lists of speeds have a slash between them, which is none of a path.
+    name += names_of_flags(args, parser, ("toy", "data", *MAY_CHANGE)).replace("/", "-")
+    if args.toy and args.data != TOY["data"]:
+        name += "-toy"
+    return name
+
+
+def parse_speeds(text):
+    """ "1,2,4,8/1,2" -> ((1, 2, 4, 8), (1, 2)), the speeds of the sight and of the sound."""
+    lists = [part.split(",") for part in text.split("/")]
+    are_numbers = all(speed.isdecimal() for part in lists for speed in part)
+    speeds = ()
+    if are_numbers:
+        speeds = tuple(tuple(map(int, part)) for part in lists)
+    # What is measured on held-out titles is played as it was filmed, at speed 1.
+    holds = all(part[0] == 1 and list(part) == sorted(set(part)) for part in speeds)
+    if len(speeds) != 2 or not holds:
+        raise BadInput(
+            f"--speeds {text}: must be whole numbers of the sight, then of the sound, each list "
+            "from 1 upwards: 1,2,4,8/1,2"
+        )
+    return speeds
+
+
+def check_args(args, world_size):
+    """Raise BadInput for whatever can be told from the flags alone."""
+    speeds = parse_speeds(args.speeds)
+    check_rate_heard(args.rate)
+    tasks = args.tasks.split(",")
+    is_bank = args.bank > 0 and args.batch_size > 0 and args.bank % args.batch_size == 0
+    # Half of the bank may be of a clip's own title, and the half of the rest that is farther away
+    # gives no negatives.
+    least = 4 * (FIRST_NEGATIVE + args.mined_negatives)
+    rules = [
+        *rules_of_run(args, world_size),
+        (
+            "tasks",
+            tasks == ["none"] or (set(tasks) <= TASKS.keys() and len(set(tasks)) == len(tasks)),
+            f"none, or some of {', '.join(TASKS)}, each once, with commas between them",
+        ),
+        (
+            "speeds",
+            "speed" not in tasks or all(len(of_one) > 1 for of_one in speeds),
+            "two or more of each, or leave speed out of --tasks",
+        ),
+        (
+            "k",
+            args.k > 1 and args.share % args.k == 0 and args.k < args.share,
+            f"2 or more, and a divisor of --share, {args.share}, and less: a clip needs another "
+            "one of its title, and negatives of other titles",
+        ),
+        ("w", args.w >= args.k, f"--k ({args.k}) or more: a window holds k distinct clips"),
+        ("tau", args.tau > 0, "above 0"),
+        ("weight_decay", args.weight_decay >= 0, "0 or more"),
+        ("mined_negatives", args.mined_negatives > 0, "above 0 (--bank 0 mines none)"),
+        (
+            "bank",
+            args.bank == 0 or (is_bank and args.bank >= least),
+            f"0, or a multiple of --batch-size ({args.batch_size}) and {least} or more, 4 x ("
+            f"{FIRST_NEGATIVE} + --mined-negatives)",
+        ),
+    ]
+    check_rules(args, rules)
+
+
+# -------------------------------------------------------------------------------------------------
+# Pieces of the run, as those of pretrain.py
+# -------------------------------------------------------------------------------------------------
+
+
+def make_sampler(args, train):
+    if len(train) < 2:
+        raise BadInput(f"--data {args.data}: has {len(train)} titles to train on; two are needed")
+    try:
+        return HierarchicalSampler(train.counts, args.batch_size, args.k, args.w, args.seed)
+    except ValueError as error:
+        remedy = "take a smaller --k or --batch-size, fewer --speeds, or longer films"
+        raise BadInput(f"--data {args.data}: {error}; {remedy}") from error
+
+
+def learning_rate(args, step, steps_per_epoch):
+    """That of pretrain.py: linear from 1e-4 to --lr over the warm-up, then a cosine to 0."""
+    warmup = args.warmup * steps_per_epoch
+    total = args.epochs * steps_per_epoch
+    if step < warmup:
+        return 1e-4 + (args.lr - 1e-4) * step / warmup
+    return args.lr * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
+
+
+def add_to_bank(bank, own, processes):
+    """Add the clips of a step to the bank, if any: those of all processes, in order of the shares.
+
+    own  (z_v, z_a, title) of each share of this process
+    """
+    if bank is None:
+        return
+    z_v, z_a, title = (torch.cat(part) for part in zip(*own))
+    if processes.world_size > 1:
+        z_v, z_a, title = gather(z_v), gather(z_a), gather(title)
+    bank.add(z_v, z_a, title)
+
+
+def chance_levels(sampler, train, args, batches=20):
+    """What guessing gives, {name: level}, counted over some minibatches.
+
+        loss, contrast_x    what tells nothing apart has, once pairs are mined
+        unmined             what each contrast has before the bank is full
+        accuracy_x          the share of the most frequent class
+        by_speed_order_x    the accuracy of one that knows no more than the speeds of both clips:
+                            the faster they are, the more they overlap
+
+    Order is counted with all speeds that two clips can have.
+    """
+    heads = heads_of(args.tasks)
+    of_video = [p * train.clip.seconds for p in train.speeds[0]]
+    of_audio = [q * train.clip.seconds for q in train.speeds[1]]
+    spans = {"vv": (of_video, of_video), "aa": (of_audio, of_audio), "va": (of_video, of_audio)}
+    orders = {f"order_{pair}": list(product(*of_pair)) for pair, of_pair in spans.items()}
+    counts = {name: torch.zeros(len(orders[name]), 3) for name in orders}  # (pairs of spans, 3)
+    negatives = []  # of each clip, in its share
+    for i in range(batches):
+        batch = sampler.batch(i * len(sampler) // batches)
+        for place in range(0, len(batch), args.share):
+            samples = batch[place : place + args.share]
+            title = torch.tensor([n for n, _, _ in samples])
+            begin = torch.tensor([train.begin(n, m) for n, m, _ in samples], dtype=torch.double)
+            other_begin = begin[next_of_title(title)]
+            for name, pairs in orders.items():
+                for row, (span, other_span) in enumerate(pairs):
+                    order = order_of(begin, span, other_begin, other_span)
+                    counts[name][row] += order.bincount(minlength=3)
+            negatives.append((title[:, None] != title[None, :]).sum(1))
+    negatives = torch.cat(negatives)
+    mined = args.mined_negatives if args.bank else 0
+    level = (1 + negatives + mined).log().mean().item()
+    chance = {"unmined": (1 + negatives).log().mean().item(), **dict.fromkeys(CONTRASTS, level)}
+    chance["loss"] = 3 * level
+    for name in heads:
+        classes = classes_of(name, train.speeds)
+        chance["loss"] += math.log(classes)
+        chance[f"accuracy_{name}"] = 1 / classes
+        if name in orders:
+            total = counts[name].sum()
+            chance[f"accuracy_{name}"] = (counts[name].sum(0).max() / total).item()
+            chance[f"by_speed_{name}"] = (counts[name].amax(1).sum() / total).item()
+    return chance
+
+
+def held_out_shares(held_out, args):
+    """Shares of held-out clips that are played as in training: lists of (n, m, key).
+
+    They are as many clips as are measured for synchronisation. Their keys are longer than those of
+    training, so that nothing is drawn twice. There are none where no title has k clips.
+    """
+    try:
+        sampler = HierarchicalSampler(held_out.counts, args.share, args.k, args.w, args.seed)
+    except ValueError:
+        return []
+    number = math.ceil(len(held_out) * args.held_out_snippets / args.share)
+    shares = []
+    for step in range(number):
+        samples = sampler.batch(step)
+        shares.append([(n, m, (*key, HELD_OUT_CLIP)) for n, m, key in samples])
+    return shares
+
+
+@torch.no_grad()
+def measure_tasks(held_out, model, fronts, args, processes):
+    """The accuracy of each head on held-out clips: {held_out_x: accuracy}, on all ranks."""
+    heads = heads_of(args.tasks)
+    shares = held_out_shares(held_out, args)
+    if not heads or not shares:
+        return {}
+    answers = torch.zeros(2, len(heads), device=processes.device)  # (right, asked)
+    processes.share_buffers(model)
+    model.eval()
+    own = shares[processes.rank :: processes.world_size]
+    for batch in read_shares(held_out, own, args, processes):
+        video = fronts[0](batch["video"].to(processes.device))
+        audio = fronts[1](batch["waveform"].to(processes.device))
+        following = next_of_title(batch["title"])
+        with processes.autocast():
+            _, _, logits = model(video, audio, following.to(processes.device))
+        found = answers_of(logits, labels_of(batch, following))
+        for i, name in enumerate(heads):
+            _, right, asked = found[name]
+            answers[:, i] += torch.stack([right, asked])
+    model.train()
+    return accuracies("held_out", heads, processes.sum_over_ranks(*answers.flatten()))
+
+
+SYNCHRONISATION = {name: MEASURES[name] for name in ("sync_same", "sync_other")}
+
+
+def measure_held_out(run, held_out, model, fronts, args, processes, step):
+    """Log and print synchronisation, at speed 1, and each task's accuracy, on held-out titles."""
+    measures = measure_tasks(held_out, model, fronts, args, processes)
+    embedded = embed_held_out(held_out, model, fronts, args, processes)
+    if embedded is not None:
+        z_v, z_a, title, failures = embedded
+        try:
+            measures |= synchronisation(z_v, z_a, title, tau=args.tau)
+            measures["replaced"] = failures
+        except ValueError as error:  # Damaged films may have left no pairs.
+            processes.report(f"step {step:>6}  synchronisation not measured: {error}")
+    if not measures:
+        return
+    run.log(step=step, **measures)
+    words = [f"{name} {value:.2f}" for name, value in measures.items() if name != "replaced"]
+    processes.report(f"step {step:>6}  held out: {', '.join(words).replace('held_out_', '')}")
+
+
+def report_leaks(run, heads, step, steps_per_epoch, processes):
+    """At the end of the first epoch warn of each task of which nearly all was right, and log it.
+
+    A task that is so easy is solved by what codecs or reading leave behind, or is trivial.
+    """
+    if step != steps_per_epoch:
+        return
+    leaks = []
+    for name in heads:
+        values = [row[f"accuracy_{name}"] for row in run.rows if f"accuracy_{name}" in row]
+        mean = sum(values) / max(1, len(values))
+        if mean >= LEAK:
+            leaks.append(name)
+            processes.report(
+                f"warning   {name} is right in {mean:.1%} of the clips of the first epoch: it is a "
+                "leak or a triviality"
+            )
+    if leaks:
+        run.log(step=step, leak_or_triviality=leaks)
+
+
+def summary_of(rows, args):
+    """The paper; the curves of all terms and accuracies, over the steps and on held-out titles."""
+    heads = heads_of(args.tasks)
+    of_steps = [*CONTRASTS, *(f"accuracy_{name}" for name in heads)]
+    measures = [*SYNCHRONISATION, *(f"held_out_{name}" for name in heads)]
+    return {"paper": "Temporal", **summarise(rows, measures, of_steps)}
+
+
+# What the pictures show of each term and of each head: (title of its panel, unit).
+PANELS = {
+    "contrast_vv": ("contrast of sights", "nats"),
+    "contrast_va": ("contrast, sight to sounds", "nats"),
+    "contrast_av": ("contrast, sound to sights", "nats"),
+    "speed_video": ("speed of the sight", "share right"),
+    "speed_audio": ("speed of the sound", "share right"),
+    "direction_video": ("direction of the sight", "share right"),
+    "direction_audio": ("direction of the sound", "share right"),
+    "order_vv": ("order of two sights", "share right"),
+    "order_aa": ("order of two sounds", "share right"),
+    "order_va": ("order of a sight and a sound", "share right"),
+}
+
+
+def draw_run(rows, args, path):
+    """Every term and accuracy over the steps, those on held-out titles, and what guessing gives."""
+    chance = dict(CHANCE)
+    for row in rows:
+        chance |= row.get("chance", {})
+    panels = {name: PANELS[name] for name in CONTRASTS}
+    curves = summary_of(rows, args)["curves"]
+    held_out = {name: curves[name] for name in SYNCHRONISATION}
+    for name in heads_of(args.tasks):
+        panels[f"accuracy_{name}"] = PANELS[name]
+        held_out[f"accuracy_{name}"] = curves[f"held_out_{name}"]
+    training = {name: curves[name] for name in ("loss", *panels)}
+    groups = {
+        "training": {args.seed: {"curves": training}},
+        "held out": {args.seed: {"curves": held_out}},
+    }
+    panels |= SYNCHRONISATION
+    draw(path, groups, panels, loss_title="training loss (all terms)", chance=chance)
+
+
+def report_start(run, args, titles, train, held_out, sampler, processes, resumed, step):
+    """Print what this run is, before it begins; print and log what guessing gives."""
+    report = processes.report
+    chance = chance_levels(sampler, train, args)
+    if not resumed:
+        run.log(step=0, chance=chance)
+    report_titles(titles, train, held_out, "synchronisation", processes)
+    shares = args.batch_size // args.share
+    report(
+        f"batch     {args.batch_size} = {shares} x {args.share} contrasted together: k = {args.k}"
+    )
+    report(f"          clips from each of {sampler.groups} titles, window {args.w}")
+    for name in CONTRASTS:
+        report(f"term      {name}: a loss of {chance[name]:.2f} tells nothing apart")
+    if args.bank:
+        first = args.bank // args.batch_size + 1
+        report(f"          with mined pairs, from step {first} on; before, {chance['unmined']:.2f}")
+    for name in heads_of(args.tasks):
+        classes = classes_of(name, train.speeds)
+        line = f"task      {name}: {classes} classes, chance {chance[f'accuracy_{name}']:.2f}"
+        if name in TASKS["order"]:
+            line += f", or {chance[f'by_speed_{name}']:.2f} for one that knows the speeds only"
+        report(line)
+    report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
+    report_run(args, processes, resumed, step)
+
+
+# -------------------------------------------------------------------------------------------------
+# The run
+# -------------------------------------------------------------------------------------------------
+
+
+def main(args):
+    # Processes. Under torchrun each takes some shares of every batch; without it there is one.
+    processes = Processes(args.precision)
+    world_size = processes.world_size
+    check_args(args, world_size)
+    processes.start()
+    processes.check_gpu(args.share, largest_map(args.width, args.frames, args.crop))
+    torch.backends.cudnn.benchmark = True
+    run = Run(args.out, processes, {**vars(args), "processes": world_size}, MAY_CHANGE)
+
+    # Data: at each place of the grid the longest clip fits.
+    fmt, speeds, heads = Format.of(args), parse_speeds(args.speeds), heads_of(args.tasks)
+    titles = open_titles(args, fmt, TOY, processes, TemporalTitles, TOY_WORLD, speeds=speeds)
+    train, held_out = titles.split(args.held_out, args.seed)
+    if args.title == "episode":
+        train = train.episodes()
+    sampler = make_sampler(args, train)
+    steps_per_epoch = len(sampler)
+    total_steps = args.epochs * steps_per_epoch
+    steps_to_measure = max(1, round(min(args.measure_every, args.epochs) * steps_per_epoch))
+
+    # Model and optimiser.
+    torch.manual_seed(args.seed)
+    model = TemporalModel(heads, speeds, args.bank, args.width).to(processes.device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=processes.on_gpu
+    )
+    fronts = VideoFrontEnd().to(processes.device), AudioFrontEnd(fmt).to(processes.device)
+
+    # Resume after `start` steps, in which this much was done.
+    start, done = 0, dict(NOTHING_DONE)
+    resumed = run.checkpoint is not None
+    if resumed:
+        check_titles(run.checkpoint["progress"], train, args)
+        start, done = resume(run.checkpoint, model, optimizer)
+        fronts[1].restore(run.checkpoint["front_end"])
+        run.begin(run.read_log(start))
+        run.log_processes(start)
+        run.checkpoint = None
+    else:
+        measure_log_mel(fronts[1], train, processes)
+        run.begin()
+    report_start(run, args, titles, train, held_out, sampler, processes, resumed, start)
+    front_end = front_end_state(fmt, *fronts)
+    measure = partial(measure_held_out, run, held_out, model, fronts, args, processes)
+    save = partial(save_run, run, model, optimizer, front_end, sampler, train, args, draw_run)
+    if not resumed:
+        measure(0)
+        save(0, done)
+    elif start % steps_to_measure == 0 and not run.has_logged(start, "sync_same"):
+        measure(start)  # A run that was told to stop saved first.
+    parallel = model
+    if world_size > 1:
+        parallel = DistributedDataParallel(
+            model, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+
+    # The loop.
+    loss_of = partial(loss_of_share, fronts, parallel, model.bank, args, processes)
+    batches = read_shares(train, own_shares(sampler, start, args, processes), args, processes)
+    shares = args.batch_size // args.share
+    own = processes.own(shares)
+    skipped_in_a_row = 0
+    since_start = {"steps": 0, "seconds": 0.0, "waited": 0.0, "bad": 0}
+    progress = Progress(processes, start, total_steps)
+    with StopSignals() as signals:
+        for step in range(start, total_steps):
+            # Shares, one after another; their gradients add up.
+            tick = time.perf_counter()
+            epoch, step_of_epoch = divmod(step, steps_per_epoch)
+            statistics = [buffer.clone() for buffer in model.buffers()]
+            numbers, clips, snippets, failures, waited = 0.0, [], 0, [], 0.0
+            optimizer.zero_grad()
+            for share in own:
+                batch, problems, seconds = next_batch(batches, partial(save, step, done))
+                snippets += len(batch["video"])
+                failures += problems
+                waited += seconds
+                batch_key = (args.seed, epoch, step_of_epoch, share)
+                update_statistics(model, share == 0)
+                with processes.accumulate(parallel, is_last=share == own[-1]):
+                    loss, found, clips_of_share = loss_of(batch, batch_key)
+                    (loss / len(own)).backward()
+                numbers = numbers + found  # summed over the processes below
+                clips.append(clips_of_share)
+            # Step, unless a loss or a gradient is not finite. The host waits for the device once.
+            norm = get_total_norm([weights.grad for weights in model.parameters()])
+            not_finite = ~(numbers.isfinite().all() & norm.isfinite())
+            stop = signals.received is not None
+            norm, not_finite, snippets, replaced, stop, *numbers = processes.sum_over_ranks(
+                norm / world_size, not_finite, snippets, len(failures), stop, *numbers
+            )
+            loss, also = describe_step(numbers, heads, shares)
+            lr = learning_rate(args, step, steps_per_epoch)
+            optimizer.param_groups[0]["lr"] = lr
+            if not_finite:
+                restore_statistics(model, statistics)
+                skipped_in_a_row += 1
+            else:
+                optimizer.step()
+                add_to_bank(model.bank, clips, processes)  # for the steps after this one
+                skipped_in_a_row = 0
+            # Log, measure and save.
+            count(done, not_finite, snippets, replaced)
+            if replaced:
+                run.log_failures(f"epoch {epoch + 1} step {step_of_epoch}", sum(failures, []))
+            seconds = time.perf_counter() - tick
+            also |= {"seconds": seconds, "waited": waited}
+            log_step(run, step, epoch, loss, norm, not_finite, lr, also, done)
+            count_step(since_start, seconds, waited, replaced)
+            progress.update(f"loss {loss:.3f}, {describe_rate(since_start, args)}")
+            is_last = step + 1 == total_steps
+            report_leaks(run, heads, step + 1, steps_per_epoch, processes)
+            if is_last or ((step + 1) % steps_to_measure == 0 and not stop):
+                measure(step + 1)
+            end = reason_to_end(stop, skipped_in_a_row, signals, run, step + 1, total_steps)
+            if end is None and is_too_bad(since_start, args, steps_per_epoch):
+                end = unreadable(since_start, args, run)
+            ends_epoch = (step + 1) % steps_per_epoch == 0
+            if end or ends_epoch or run.save_is_due(args.save_minutes):
+                save(step + 1, done)
+            if end:
+                processes.wait()  # The first exit makes torchrun end all ranks.
+                raise end
+
+    progress.close()
+    report_totals(done, since_start, total_steps, args, processes)
+    run.finish({"arguments": run.settings, "done": done, **summary_of(run.rows, args)})
+    processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
+    processes.end()
+
+
+if __name__ == "__main__":
+    with one_line_errors(
+        "python -m papers.temporal",
+        interrupted="the same command resumes from the last checkpoint",
+        hints={
+            torch.OutOfMemoryError: "a --share is too large for the memory of this GPU; take a "
+            "smaller one, which --k has to divide"
+        },
+    ):
+        main(parse_args())
