@@ -51,12 +51,12 @@ from harness.run import (
     count,
     count_step,
     describe_rate,
+    finish_run,
     is_too_bad,
     log_step,
     reason_to_end,
     report_run,
     report_titles,
-    report_totals,
     resume,
     save_run,
     unreadable,
@@ -273,14 +273,6 @@ def measure_held_out(run, held_out, model, fronts, args, processes, step):
         return
     run.log(step=step, **measures, replaced=failures)
     processes.report(MEASURED.format(step=step, **measures))
-
-
-def finish(run, done, since_start, total_steps, args, processes):
-    """Report where all snippets went, and write result.json."""
-    report_totals(done, since_start, total_steps, args, processes)
-    result = {"arguments": run.settings, "done": done, **summarise(run.rows, MEASURES)}
-    run.finish(result)
-    processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
 
 
 def draw_run(rows, args, path):
@@ -530,7 +522,8 @@ def main(args):
                 raise end
 
     progress.close()
-    finish(run, done, since_start, total_steps, args, processes)
+    summary = summarise(run.rows, MEASURES)
+    finish_run(run, summary, done, since_start, total_steps, args, processes)
     processes.end()
 
 

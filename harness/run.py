@@ -657,6 +657,20 @@ def save_run(run, model, optimizer, front_end, sampler, train, args, draw, step,
     run.write("curves.png", lambda path: draw(run.rows, args, path))
 
 
+def finish_run(run, summary, done, since_start, total_steps, args, processes):
+    """Report where all snippets went, and write result.json.
+
+    summary  what the run has measured
+
+    The result also has the seconds that the steps took, of all starts of the run.
+    """
+    report_totals(done, since_start, total_steps, args, processes)
+    seconds = sum(row.get("seconds", 0.0) for row in run.rows)
+    result = {"arguments": run.settings, "done": done, "training_seconds": seconds, **summary}
+    run.finish(result)
+    processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
+
+
 def resume(checkpoint, model, optimizer):
     """Load weights and optimiser; return the steps until then, and what was `done` in them."""
     for name, part in model.named_children():

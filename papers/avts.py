@@ -61,12 +61,12 @@ from harness.run import (
     count,
     count_step,
     describe_rate,
+    finish_run,
     is_too_bad,
     log_step,
     reason_to_end,
     report_run,
     report_titles,
-    report_totals,
     resume,
     save_run,
     unreadable,
@@ -484,10 +484,8 @@ def main(args):
                 raise end
 
     progress.close()
-    report_totals(done, since_start, total_steps, args, processes)
-    summary = summarise(run.rows, MEASURED)
-    run.finish({"paper": "AVTS", "arguments": run.settings, "done": done, **summary})
-    processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
+    summary = {"paper": "AVTS", **summarise(run.rows, MEASURED)}
+    finish_run(run, summary, done, since_start, total_steps, args, processes)
     processes.end()
 
 
