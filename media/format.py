@@ -84,7 +84,7 @@ HELD_OUT = None  # which titles are held out; its key is (seed, number of titles
 SNIPPET_CROP = None  # where the crop of a snippet lies
 REPLACEMENT = 5  # which snippet replaces one that cannot be read
 PLAYBACK = 8  # how fast, in which direction and how loud a clip is played (papers/temporal.py)
-MINING = 10  # which entries of the bank are mined for the clips of a share (papers/temporal.py)
+MINING = 9  # which entries of the bank are mined for the clips of a share (papers/temporal.py)
 HELD_OUT_CLIP = 11  # appended to the key of a clip that is drawn from held-out titles
 
 # In fine-tuning.

@@ -314,17 +314,19 @@ class TemporalModel(AudioVisualModel):
         return z_v, z_a, logits
 
 
-def next_of_title(title):
+def next_of_title(title, k):
     """The next clip of its title for each clip of a share: (B,) titles -> (B,) places.
 
-    The next one of the last is the first, so that k = 2 gives both pairs (i, j) and (j, i). A clip
-    is its own next one where no other of its title is there, since that could not be read.
+    A share is made of groups of k clips, each from one window of a title. The next one of the last
+    of a group is its first, so that k = 2 gives both pairs (i, j) and (j, i). A clip is its own
+    next one where no other of its title is in its group, since that could not be read.
     """
     B = len(title)
     place = torch.arange(B, device=title.device)
+    group = place // k
     ahead = (place[None, :] - place[:, None] - 1) % B  # (B, B), B - 1 for the clip itself
-    other_title = title[:, None] != title[None, :]
-    return ahead.masked_fill(other_title, B).argmin(1)
+    is_pair = (title[:, None] == title[None, :]) & (group[:, None] == group[None, :])
+    return ahead.masked_fill(~is_pair, B).argmin(1)
 
 
 def order_of(begin, span, other_begin, other_span):
@@ -526,7 +528,7 @@ def loss_of_share(fronts, parallel, bank, args, processes, batch, batch_key):
     device = processes.device
     video = fronts[0](batch["video"].to(device, non_blocking=True))  # (B, 3, T, H, W)
     audio = fronts[1](batch["waveform"].to(device, non_blocking=True))  # (B, 1, P, Q)
-    following = next_of_title(batch["title"])
+    following = next_of_title(batch["title"], args.k)
     labels = labels_of(batch, following)
     title, following = batch["title"].to(device), following.to(device)
     with processes.autocast():
@@ -773,7 +775,7 @@ def chance_levels(sampler, train, args, batches=20):
             samples = batch[place : place + args.share]
             title = torch.tensor([n for n, _, _ in samples])
             begin = torch.tensor([train.begin(n, m) for n, m, _ in samples], dtype=torch.double)
-            other_begin = begin[next_of_title(title)]
+            other_begin = begin[next_of_title(title, args.k)]
             for name, pairs in orders.items():
                 for row, (span, other_span) in enumerate(pairs):
                     order = order_of(begin, span, other_begin, other_span)
@@ -827,7 +829,7 @@ def measure_tasks(held_out, model, fronts, args, processes):
     for batch in read_shares(held_out, own, args, processes):
         video = fronts[0](batch["video"].to(processes.device))
         audio = fronts[1](batch["waveform"].to(processes.device))
-        following = next_of_title(batch["title"])
+        following = next_of_title(batch["title"], args.k)
         with processes.autocast():
             _, _, logits = model(video, audio, following.to(processes.device))
         found = answers_of(logits, labels_of(batch, following))

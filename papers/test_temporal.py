@@ -129,13 +129,16 @@ def test_the_order_of_two_clips_is_told_in_seconds_of_each_ones_own_span():
 
 
 def test_each_clip_is_compared_with_the_next_one_of_its_title():
-    def next_of(*title):
-        return temporal.next_of_title(torch.tensor(title)).tolist()
+    def next_of(k, *title):
+        return temporal.next_of_title(torch.tensor(title), k).tolist()
 
-    assert next_of(7, 7, 3, 3) == [1, 0, 3, 2]
-    assert next_of(7, 7, 7, 3, 3, 3) == [1, 2, 0, 4, 5, 3]
-    assert next_of(7, 3, 7, 3) == [2, 3, 0, 1]
-    assert next_of(7, 9, 3, 3) == [0, 1, 3, 2]  # of two titles the second clip was replaced
+    assert next_of(2, 7, 7, 3, 3) == [1, 0, 3, 2]
+    assert next_of(3, 7, 7, 7, 3, 3, 3) == [1, 2, 0, 4, 5, 3]
+    # With few titles one comes again, but from another window.
+    assert next_of(2, 7, 7, 3, 3, 7, 7) == [1, 0, 3, 2, 5, 4]
+    # Clips were replaced by those of other titles.
+    assert next_of(2, 7, 9, 3, 3) == [0, 1, 3, 2]
+    assert next_of(3, 7, 9, 7) == [2, 1, 0]
 
 
 def batch_of(title, begin, span_video, span_audio):
@@ -154,11 +157,11 @@ def batch_of(title, begin, span_video, span_audio):
 
 def test_the_labels_of_order_take_the_spans_of_what_is_compared():
     batch = batch_of([0, 0, 1], [0.0, 3.2, 0.0], [1.6, 12.8, 1.6], [3.2, 1.6, 1.6])
-    labels = temporal.labels_of(batch, temporal.next_of_title(batch["title"]))
+    labels = temporal.labels_of(batch, temporal.next_of_title(batch["title"], 2))
     assert labels["order_vv"].tolist() == [temporal.BEFORE, temporal.AFTER, temporal.UNKNOWN]
     assert labels["order_aa"].tolist() == [temporal.BEFORE, temporal.AFTER, temporal.UNKNOWN]
     batch["span_video"][0] = 6.4  # the sight of the first one now reaches into the second one
-    labels = temporal.labels_of(batch, temporal.next_of_title(batch["title"]))
+    labels = temporal.labels_of(batch, temporal.next_of_title(batch["title"], 2))
     assert labels["order_vv"].tolist() == [temporal.OVERLAPPING] * 2 + [temporal.UNKNOWN]
     # The sight of a clip is compared with the sound of the next one.
     assert labels["order_va"].tolist() == [
@@ -254,7 +257,7 @@ def mined_by_loops(anchor, entries, bank, draws):
 
 def contrasts_by_loops(z_v, z_a, bank):
     """The three terms, one clip and one negative at a time."""
-    following = temporal.next_of_title(TITLE).tolist()
+    following = temporal.next_of_title(TITLE, 2).tolist()
     mined_v = mined_a = None
     if bank is not None and bank.is_full:
         draws = rng_of((0, 1), MINING)
@@ -289,7 +292,7 @@ def contrasts_by_loops(z_v, z_a, bank):
 
 
 def contrasts(z_v, z_a, bank):
-    following = temporal.next_of_title(TITLE)
+    following = temporal.next_of_title(TITLE, 2)
     rng = rng_of((0, 1), MINING)
     return temporal.contrasts_of(z_v, z_a, TITLE, following, bank, rng, TAU, NEGATIVES)
 
@@ -319,7 +322,7 @@ def test_a_title_of_which_one_clip_is_left_has_no_pair_in_sight():
     z_v, z_a = embeddings()
     title = torch.arange(len(TITLE))
     terms = temporal.contrasts_of(
-        z_v, z_a, title, temporal.next_of_title(title), None, None, TAU, NEGATIVES
+        z_v, z_a, title, temporal.next_of_title(title, 2), None, None, TAU, NEGATIVES
     )
     assert terms["contrast_vv"].item() == 0 and terms["contrast_va"].item() > 0
     sum(terms.values()).backward()
