@@ -351,10 +351,7 @@ def describe_passes(args, train, sampler):
 def report_start(args, titles, train, held_out, sampler, processes, resumed, step):
     """Print what this run is, before it begins."""
     report = processes.report
-    report_titles(titles, train, held_out, "Equation 2", processes)
-    short = [name for name, M in zip(train.names, train.counts) if M < args.k]
-    if short:
-        report(f"          {len(short)} shorter than k = {args.k} snippets: {', '.join(short)}")
+    report_titles(titles, train, held_out, "Equation 2", args.k, processes)
     shares = args.batch_size // args.share
     sampling = describe_sampling(args, train, sampler)
     report(f"batch     {args.batch_size} = {shares} x {args.share} contrasted together: {sampling}")

@@ -334,10 +334,11 @@ class Progress:
 # -------------------------------------------------------------------------------------------------
 
 
-def report_titles(titles, train, held_out, measured, processes):
-    """Report what is trained on, what is held out, and what was skipped.
+def report_titles(titles, train, held_out, measured, k, processes):
+    """Report what is trained on, what is held out, what was skipped, and what is too short.
 
     measured  what held-out titles are for; two are needed
+    k         snippets that a title gives to a minibatch: one that has fewer is never drawn
     """
     report = processes.report
     snippets = f"{sum(train.counts)} snippets of {train.fmt.seconds:g} s"
@@ -347,6 +348,9 @@ def report_titles(titles, train, held_out, measured, processes):
     report(f"titles    {len(train)} to train on ({snippets}), {len(held_out)} held out{few}")
     for i, (path, why) in enumerate(titles.skipped):
         report(f"          skipped {i + 1} of {len(titles.skipped)}: {path}: {why}")
+    short = [name for name, M in zip(train.names, train.counts) if M < k]
+    if short:
+        report(f"          {len(short)} shorter than k = {k} snippets: {', '.join(short)}")
 
 
 def report_run(args, processes, resumed, step):

@@ -931,7 +931,7 @@ def report_start(run, args, titles, train, held_out, sampler, processes, resumed
     chance = chance_levels(sampler, train, args)
     if not resumed:
         run.log(step=0, chance=chance)
-    report_titles(titles, train, held_out, "synchronisation", processes)
+    report_titles(titles, train, held_out, "synchronisation", args.k, processes)
     shares = args.batch_size // args.share
     report(
         f"batch     {args.batch_size} = {shares} x {args.share} contrasted together: k = {args.k}"
