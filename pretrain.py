@@ -51,12 +51,12 @@ from harness.run import (
     count,
     count_step,
     describe_rate,
+    finish_run,
     is_too_bad,
     log_step,
     reason_to_end,
     report_run,
     report_titles,
-    report_totals,
     resume,
     save_run,
     unreadable,
@@ -275,14 +275,6 @@ def measure_held_out(run, held_out, model, fronts, args, processes, step):
     processes.report(MEASURED.format(step=step, **measures))
 
 
-def finish(run, done, since_start, total_steps, args, processes):
-    """Report where all snippets went, and write result.json."""
-    report_totals(done, since_start, total_steps, args, processes)
-    result = {"arguments": run.settings, "done": done, **summarise(run.rows, MEASURES)}
-    run.finish(result)
-    processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
-
-
 def draw_run(rows, args, path):
     """The loss and all measures over the steps, and the similarities that were measured last."""
     measured = [row for row in rows if "gap" in row]
@@ -359,10 +351,7 @@ def describe_passes(args, train, sampler):
 def report_start(args, titles, train, held_out, sampler, processes, resumed, step):
     """Print what this run is, before it begins."""
     report = processes.report
-    report_titles(titles, train, held_out, "Equation 2", processes)
-    short = [name for name, M in zip(train.names, train.counts) if M < args.k]
-    if short:
-        report(f"          {len(short)} shorter than k = {args.k} snippets: {', '.join(short)}")
+    report_titles(titles, train, held_out, "Equation 2", args.k, processes)
     shares = args.batch_size // args.share
     sampling = describe_sampling(args, train, sampler)
     report(f"batch     {args.batch_size} = {shares} x {args.share} contrasted together: {sampling}")
@@ -530,7 +519,8 @@ def main(args):
                 raise end
 
     progress.close()
-    finish(run, done, since_start, total_steps, args, processes)
+    summary = summarise(run.rows, MEASURES)
+    finish_run(run, summary, done, since_start, total_steps, args, processes)
     processes.end()
 
 

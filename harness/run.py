@@ -334,10 +334,11 @@ class Progress:
 # -------------------------------------------------------------------------------------------------
 
 
-def report_titles(titles, train, held_out, measured, processes):
-    """Report what is trained on, what is held out, and what was skipped.
+def report_titles(titles, train, held_out, measured, k, processes):
+    """Report what is trained on, what is held out, what was skipped, and what is too short.
 
     measured  what held-out titles are for; two are needed
+    k         snippets that a title gives to a minibatch: one that has fewer is never drawn
     """
     report = processes.report
     snippets = f"{sum(train.counts)} snippets of {train.fmt.seconds:g} s"
@@ -347,6 +348,9 @@ def report_titles(titles, train, held_out, measured, processes):
     report(f"titles    {len(train)} to train on ({snippets}), {len(held_out)} held out{few}")
     for i, (path, why) in enumerate(titles.skipped):
         report(f"          skipped {i + 1} of {len(titles.skipped)}: {path}: {why}")
+    short = [name for name, M in zip(train.names, train.counts) if M < k]
+    if short:
+        report(f"          {len(short)} shorter than k = {k} snippets: {', '.join(short)}")
 
 
 def report_run(args, processes, resumed, step):
@@ -655,6 +659,20 @@ def save_run(run, model, optimizer, front_end, sampler, train, args, draw, step,
     if args.keep and step > 0 and step_of_epoch == 0:
         run.keep_epoch(state, epoch)
     run.write("curves.png", lambda path: draw(run.rows, args, path))
+
+
+def finish_run(run, summary, done, since_start, total_steps, args, processes):
+    """Report where all snippets went, and write result.json.
+
+    summary  what the run has measured
+
+    The result also has the seconds that the steps took, of all starts of the run.
+    """
+    report_totals(done, since_start, total_steps, args, processes)
+    seconds = sum(row.get("seconds", 0.0) for row in run.rows)
+    result = {"arguments": run.settings, "done": done, "training_seconds": seconds, **summary}
+    run.finish(result)
+    processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
 
 
 def resume(checkpoint, model, optimizer):

@@ -33,6 +33,7 @@ from harness.fixtures import (
     CACHE,
     ROOT,
     pretraining_flags,
+    read_log,
     run_script,
     write_film,
 )
@@ -257,8 +258,10 @@ def test_a_log_is_cut_to_nothing_where_nothing_was_logged_before_the_checkpoint(
     assert [row["loss"] for row in again.read_log(last_step=9)] == [3.0]
 
 
-def test_the_result_names_the_versions_and_the_commit(run, monkeypatch):
-    found = json.loads((run / "result.json").read_text())["versions"]
+def test_the_result_names_the_seconds_the_versions_and_the_commit(run, monkeypatch):
+    result = json.loads((run / "result.json").read_text())
+    assert result["training_seconds"] == pytest.approx(sum(read_log(run, "seconds")))
+    found = result["versions"]
     assert torch.__version__.startswith(found["torch"])
     assert found["av"] == av.__version__
     assert found["numpy"] == np.__version__

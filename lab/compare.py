@@ -8,23 +8,29 @@ Runs that differ in nothing but their seed are one row of the table and one curv
 differ in any other argument are told apart by their labels. Each sweep of a collection is a
 picture, COLLECTION-SWEEP.png; `sweeps` below lists them, and which figure each repeats. Where
 checkpoints inside runs (pretrain.py --keep) were tested, COLLECTION-learning.png shows how they
-do. A RUN is the folder of a finished run of pretrain.py or finetune.py, or a findings.json,
-which has a row for each run that was compared.
+do. A RUN is the folder of a finished run of pretrain.py, of a file of papers/, of finetune.py or of
+lab.evaluate, or a findings.json, which has a row for each run that was compared.
 """
 
 # A row is what findings.json keeps of a run: `run` (the name of its folder), `seed` and
-# `arguments`, and of newer runs `versions`. Of pretrain.py it also keeps `curves` and `final`
-# (harness/curves.py), and of newer runs `done` (counts of what was trained on). Of finetune.py it
-# also keeps `task`, `pretraining` (the run that its weights are from, or None) and `accuracy`
-# (from 0 to 1), and where there are any `pretraining_step` (the step of that run after which it
-# had these weights) and `accuracy_of_shots` ({labelled files of each class: accuracy} of a probe).
+# `arguments`, and of newer runs `versions`. Of a pretraining it also keeps `curves` and `final`
+# (harness/curves.py), and of newer runs `done` (counts of what was trained on), and if it is of a
+# file of papers/, `paper` ("AVTS"). Of finetune.py it also keeps `task`, `pretraining` (the run
+# that its weights are from, or None) and `accuracy` (from 0 to 1), and where there are any
+# `pretraining_step` (the step of that run after which it had these weights) and
+# `accuracy_of_shots` ({labelled files of each class: accuracy} of a probe). Of lab.evaluate it
+# keeps the same, but `accuracies` ({task: accuracy}) in place of `accuracy`, and `untrained` (those
+# of an untrained network) where the run had one beside it.
 #
-#     base      {argument: its most common value} of one collection, of each argument in which
-#               its runs differ and which a label names only where it has another value
+#     base      {argument: its most common value} of the runs of one paper on one collection, of
+#               each argument in which they differ and which a label names only where it has
+#               another value
 #     label     what sets a run apart from the others on its collection: "k = 16, w = 32",
-#               "k = 16, batch size = 128"; a base label names k, w, σ and τ only
-#     groups    {label: {seed: row of pretrain.py}} of one collection
-#     test      a row of finetune.py, beside the label of the run that its weights are from
+#               "k = 16, batch size = 128"; a base label names k, w, σ and τ only. That of a run of
+#               a sibling paper begins with its name: "AVTS, hard share = 0.0", base label "AVTS"
+#     groups    {label: {seed: row of a pretraining}} of one collection
+#     test      a row of finetune.py or lab.evaluate, beside the label of the run that its weights
+#               are from
 #     inside    of a checkpoint that was written before its run ended: no result of that run
 #     results   {task: {label, or "none" for no pretraining: {seed: accuracy from 0 to 1}}}
 #
@@ -55,20 +61,33 @@ from harness.files import atomic_write, one_at_a_time
 from loss import CHANCE, MEASURES
 from media.collection import collection_name
 
+MAIN = "Watching Too Much Television"  # The paper of pretrain.py, and of a row that names none.
 SIGNS = {"w": "w", "jitter": "σ", "tau": "τ"}  # Arguments that a label names where they are set.
-# Arguments that are never compared with the base: those that every label names by itself, ...
-NOT_COMPARED = {"sampling", "k", *SIGNS}
+# Arguments that are never compared with the base: those that every label of pretrain.py names by
+# itself, ...
+NAMED = {"sampling", "k", *SIGNS}
 # ... those that say which run it is, or stand for others, and those that change nothing trained.
-NOT_COMPARED |= {"data", "out", "seed", "toy", "workers", "max_bad", "measure_every"}
+NOT_COMPARED = {"data", "out", "seed", "toy", "workers", "max_bad", "measure_every"}
 NOT_COMPARED |= {"processes", "compile", "save_minutes", "save_every", "keep"}
 # The value of arguments in runs that were made before they existed.
 BEFORE = {"sampling": "hierarchical", "title": "show", "precision": "bf16"}
+# {paper: the title and the unit of its loss in a picture}.
+LOSSES = {MAIN: ("training loss (Equation 1)", "nats")}
 # A picture is crowded if it has more labels or tasks than these, or a label of more characters.
 FEW_LABELS = 5
 FEW_TASKS = 5
 SHORT_LABEL = len("k = 16, w = scene")
+RETRIEVED = ("1", "5")  # Those K of R@K that are compared.
+# {what result.json of a synchronisation has: whose sounds a video is compared with}.
+SYNCHRONISED = {
+    "sync_same": "same title",
+    "sync_same_shot": "same shot",
+    "sync_same_scene": "another shot of the scene",
+    "sync_other_scene": "another scene",
+    "sync_other": "other titles",
+}
 UNTRAINED = "none"  # The label of a network that was not pretrained.
-MARKERS = "v*osD^<>pPXh"  # One for each task.
+MARKERS = "v*osD^<>pPXhd1234x+"  # One for each task.
 MARKER = 0.06  # Height of a marker, in inches.
 
 
@@ -80,8 +99,8 @@ MARKER = 0.06  # Height of a marker, in inches.
 def read_runs(paths):
     """Return a row for each run: `paths` are folders of finished runs, or findings.json files.
 
-    What is skipped is printed. Raises BadInput for a file that is something else, and where no run
-    of pretrain.py is left.
+    What is skipped is printed. Raises BadInput for a file that is something else, and where no
+    pretraining is left.
     """
     rows = {}
     for path in map(Path, paths):
@@ -91,7 +110,7 @@ def read_runs(paths):
             print(f"{printable(path)}: no finished run, skipped")
             continue
         except NotCompared:
-            print(f"{printable(path)}: a run of lab.evaluate, skipped")
+            print(f"{printable(path)}: a run of lab.evaluate without a row, skipped")
             continue
         for row in found:
             if row["run"] in rows:
@@ -102,7 +121,8 @@ def read_runs(paths):
     if not pretrained:
         given = " ".join(map(str, paths))
         raise BadInput(
-            f"{given}: no finished run of pretrain.py among them; name folders with a result.json"
+            f"{given}: no finished run of pretrain.py or papers/ among them; name folders with a "
+            "result.json"
         )
     for name, row in rows.items():
         pretraining = row.get("pretraining")
@@ -118,8 +138,8 @@ class NotCompared(BadInput):
 def read_rows(path, remedy="leave it out"):
     """Return the rows of one folder, or of one findings.json.
 
-    Raises FileNotFoundError where no run is finished, NotCompared for one of lab.evaluate, and
-    BadInput, with a remedy, for a file of something else.
+    Raises FileNotFoundError where no run is finished, NotCompared for an evaluation that has no
+    row, and BadInput, with a remedy, for a file of something else.
     """
     try:
         if path.suffix != ".json":
@@ -133,7 +153,7 @@ def read_rows(path, remedy="leave it out"):
     except NotADirectoryError as error:
         raise FileNotFoundError(path) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        writers = "pretrain.py, finetune.py or lab.compare"
+        writers = "pretrain.py, papers/, finetune.py, lab.evaluate or lab.compare"
         raise BadInput(f"{path}: not what {writers} writes ({error}); {remedy}") from error
 
 
@@ -141,8 +161,8 @@ def read_run(path):
     """Return the row of a run's folder, from its result.json."""
     result = json.loads((path / "result.json").read_text())
     if "evaluation" in result:
-        raise NotCompared(f"{path}: a run of lab.evaluate, which has no row; leave it out")
-    if "accuracy" in result:
+        result = evaluation_row(result, path)
+    elif "accuracy" in result:
         result = downstream_row(result)
     name = Path(os.path.abspath(path)).name  # The folder "." has a name, too.
     return {"run": name, "seed": result["arguments"]["seed"], **result}
@@ -154,18 +174,66 @@ def downstream_row(result):
     shots = None
     if arguments.get("shots") and not arguments["probe"]:
         [shots] = arguments["shots"]  # A network is fine-tuned on one number of them.
-    row = {"task": task_of(arguments, shots), "pretraining": None}
-    if arguments["ckpt"]:
-        row["pretraining"] = Path(arguments["ckpt"]).resolve().parent.name
-    if result.get("pretraining_step") is not None:
-        row["pretraining_step"] = result["pretraining_step"]
-    row["accuracy"] = result["accuracy"]
+    row = {"task": task_of(arguments, shots), **weights_of(result), "accuracy": result["accuracy"]}
     if arguments["probe"] and result.get("accuracy_of_shots"):
         row["accuracy_of_shots"] = result["accuracy_of_shots"]
-    row["arguments"] = arguments
+    return {**row, **conditions_of(result)}
+
+
+def weights_of(result):
+    """Of a result.json of a test, what a row keeps of the weights that were tested."""
+    weights = {"pretraining": None}
+    if result["settings"]["ckpt"]:
+        weights["pretraining"] = Path(result["settings"]["ckpt"]).resolve().parent.name
+    if result.get("pretraining_step") is not None:
+        weights["pretraining_step"] = result["pretraining_step"]
+    return weights
+
+
+def conditions_of(result):
+    """Of a result.json of a test, what a row keeps of how it was made."""
+    conditions = {"arguments": result["settings"]}
     if "versions" in result:
-        row["versions"] = result["versions"]
-    return row
+        conditions["versions"] = result["versions"]
+    return conditions
+
+
+def evaluation_row(result, path):
+    """Of a result.json of lab.evaluate, what a row keeps. Raises NotCompared for any other kind."""
+    arguments = result["settings"]
+    untrained = {}
+    if result["evaluation"] == "svm":
+        task = f"{arguments['task']}, SVM"
+        accuracies = {task: result["accuracy"]}
+    elif result["evaluation"] == "retrieve":
+        task = f"{arguments['task']}, retrieval, split {arguments['split']}"
+        accuracies = {
+            f"{arguments['task']}, R@{K}, split {arguments['split']}": recall
+            for K, recall in result["recall"].items()
+            if K in RETRIEVED
+        }
+    elif result["evaluation"] == "fingerprint":
+        task = f"fingerprint of {collection_of(arguments['data'], arguments['seed'])}"
+        accuracies = fingerprint_recalls(task, result["recall"]["checkpoint"])
+        untrained = fingerprint_recalls(task, result["recall"]["untrained"])
+    elif result["evaluation"] == "sync":
+        task = f"synchronisation of {collection_of(arguments['data'], arguments['seed'])}"
+        accuracies = {
+            f"{task}, {words}": result[name]
+            for name, words in SYNCHRONISED.items()
+            if name in result
+        }
+    else:
+        raise NotCompared(f"{path}: a run of lab.evaluate without a row; leave it out")
+    row = {"task": task, **weights_of(result), "accuracies": accuracies}
+    if untrained:
+        row["untrained"] = untrained
+    return {**row, **conditions_of(result)}
+
+
+def fingerprint_recalls(task, recall_of):
+    """{task: R@1} in the mean of the distortions: by sight, by sound, and by both."""
+    return {f"{task}, R@1 mean, {part}": recall["mean"]["1"] for part, recall in recall_of.items()}
 
 
 def task_of(arguments, shots=None):
@@ -229,13 +297,14 @@ def write_rows(path, rows):
 
 
 def group(rows):
-    """Sort rows of pretrain.py into {collection: groups}, each with its labels in order."""
+    """Sort rows of pretrainings into {collection: groups}, each with its labels in order."""
     groups_of = {}
     for collection, members in by_collection(rows).items():
-        base = base_of(members)
+        bases = bases_of(members)
         groups = {}
         for row in members:
-            label = label_of(settings_of(row), base)
+            paper = paper_of(row)
+            label = label_of(settings_of(row), bases[paper], paper)
             add_seed(groups.setdefault(label, {}), row)
         in_order = sorted(groups, key=lambda label: label_key(label, groups[label]))
         groups_of[collection] = {label: groups[label] for label in in_order}
@@ -243,17 +312,23 @@ def group(rows):
 
 
 def by_collection(rows):
-    """Sort rows of pretrain.py into {collection: rows}.
+    """Sort rows of pretrainings into {collection: rows}.
 
     Toy worlds that differ in nothing but their seed count as one collection.
     """
     rows_of = {}
-    for row in sorted(rows, key=lambda row: (sort_key(settings_of(row)), row["seed"])):
-        # The world of seed 2 is films-2, and its collection films.
-        world = collection_name(row["arguments"]["data"])
-        collection = world.removesuffix(f"-{row['seed']}")
-        rows_of.setdefault(collection, []).append(row)
+    for row in sorted(rows, key=lambda row: (paper_key(row), row["seed"])):
+        rows_of.setdefault(collection_of(row["arguments"]["data"], row["seed"]), []).append(row)
     return rows_of
+
+
+def collection_of(data, seed):
+    """The collection that a run has its data from: the world of seed 2 is films-2, and it films."""
+    return collection_name(data).removesuffix(f"-{seed}")
+
+
+def paper_of(row):
+    return row.get("paper", MAIN)
 
 
 def settings_of(row):
@@ -279,13 +354,31 @@ def sort_key(args):
     return k, window, args["jitter"], args["tau"] or 0
 
 
+def paper_key(row):
+    """Order the runs of pretrain.py by `sort_key`, and those of sibling papers behind them."""
+    paper = paper_of(row)
+    if paper == MAIN:
+        return 0, "", sort_key(settings_of(row))
+    return 1, paper, ()
+
+
 def label_key(label, seeds):
-    """Order labels by `sort_key`. Of those that it leaves equal, the base label is the shortest."""
-    return sort_key(arguments_of(seeds)), len(label), label
+    """Order labels by `paper_key`. Of those it leaves equal, the base label is the shortest."""
+    return paper_key(first_row(seeds)), len(label), label
+
+
+def bases_of(rows):
+    """Return {paper: the base of its runs} of rows of one collection."""
+    rows_of = {}
+    for row in rows:
+        rows_of.setdefault(paper_of(row), []).append(row)
+    return {paper: base_of(own) for paper, own in rows_of.items()}
 
 
 def base_of(rows):
     """Return {argument: its most common value}, of the arguments in which these runs differ.
+
+    All runs are of one paper: two papers mean different things by an argument of one name.
 
     Of values that are equally common, the base has that of the run with the shortest name, since
     a run is named after its flags; of equally short names, the first in alphabetical order.
@@ -301,22 +394,28 @@ def base_of(rows):
 
 
 def argument_names(rows):
-    """The arguments that may differ from the base, in the order in which pretrain.py has them.
+    """The arguments that may differ from the base, in the order in which their script has them.
 
     That is the order of the newest run, the one with the most arguments.
     """
     newest_first = sorted(rows, key=lambda row: -len(row["arguments"]))
     names = distinct(name for row in newest_first for name in row["arguments"])
-    return [name for name in names if name not in NOT_COMPARED]
+    left_out = set(NOT_COMPARED)
+    if paper_of(rows[0]) == MAIN:
+        left_out |= NAMED
+    return [name for name in names if name not in left_out]
 
 
-def label_of(args, base=None):
+def label_of(args, base=None, paper=MAIN):
     """Name k, or the shuffled baseline; w, σ and τ where they are set; and what is not at the base.
 
-    Without a base, this is the base label. A run that lacks an argument counts as at the base.
+    A label of a sibling paper has its name in place of all that stands before the last. Without a
+    base, this is the base label. A run that lacks an argument counts as at the base.
     """
-    parts = ["i.i.d." if is_iid(args) else f"k = {args['k']}"]
-    parts += [f"{sign} = {args[name]}" for name, sign in SIGNS.items() if args[name]]
+    parts = [paper]
+    if paper == MAIN:
+        parts = ["i.i.d." if is_iid(args) else f"k = {args['k']}"]
+        parts += [f"{sign} = {args[name]}" for name, sign in SIGNS.items() if args[name]]
     for name, value in (base or {}).items():
         if args.get(name, value) != value:
             parts.append(in_words(name, args[name]))
@@ -325,7 +424,7 @@ def label_of(args, base=None):
 
 def in_words(name, value):
     """Write an argument as a label has it: "short side = 224", "gather", "no gather"."""
-    words = name.replace("_", " ")
+    words = SIGNS.get(name, name.replace("_", " "))
     if value is True:
         return words
     if value is False or value is None:
@@ -359,11 +458,28 @@ def sweeps(groups):
     k-w         k and w, where several k have windows, as on TV (Figure 1d)
     jitter-tau  colour jitter or a temperature, beside neither of them (Figure 2, Table 2)
     settings    any other argument, beside the base label of the same k, w, σ and τ
+    papers      the base labels of sibling papers, beside i.i.d., k = 1 and k = 16
+    avts        the labels of a sibling paper, each paper in a sweep that has its name
 
-    All but the last have base labels only. At k = 1 all w are the same, so it stands beside w = k.
+    Up to jitter-tau they have base labels only. At k = 1 all w are the same, so it stands beside
+    w = k.
     """
-    args = {label: arguments_of(seeds) for label, seeds in groups.items()}
-    base = [label for label in groups if label == label_of(args[label])]
+    labels_of = {}
+    for label, seeds in groups.items():
+        labels_of.setdefault(paper_of(first_row(seeds)), []).append(label)
+    own = labels_of.pop(MAIN, [])
+    found = sweeps_of_television({label: arguments_of(groups[label]) for label in own})
+    if labels_of:
+        found["papers"] = [label for label in ("i.i.d.", "k = 1", "k = 16") if label in own]
+    for paper, labels in labels_of.items():
+        found["papers"] += [label for label in labels if label == paper]
+        found[paper.lower()] = labels
+    return {name: labels for name, labels in found.items() if len(labels) > 1}
+
+
+def sweeps_of_television(args):
+    """Those of `sweeps` that have runs of pretrain.py only: args {label: arguments}."""
+    base = [label for label in args if label == label_of(args[label])]
     changed = [label for label in base if args[label]["jitter"] or args[label]["tau"]]
     plain = [label for label in base if label not in changed]
     found = sweeps_of_k_and_w({label: args[label] for label in plain})
@@ -373,10 +489,10 @@ def sweeps(groups):
         with_k = [label for label in whole if not is_iid(args[label])]
         beside = [label for label in with_k if args[label]["k"] in changed_ks]
         found["jitter-tau"] = beside + changed
-    others = [label for label in groups if label not in base]
+    others = [label for label in args if label not in base]
     beside = {label_of(args[label]) for label in others}
-    found["settings"] = [label for label in groups if label in others or label in beside]
-    return {name: labels for name, labels in found.items() if len(labels) > 1}
+    found["settings"] = [label for label in args if label in others or label in beside]
+    return found
 
 
 def sweeps_of_k_and_w(args):
@@ -398,16 +514,19 @@ def sweeps_of_k_and_w(args):
     return found
 
 
+def first_row(seeds):
+    """The row of the first of a label's runs: in what a label names, all of them agree."""
+    return seeds[min(seeds)]
+
+
 def arguments_of(seeds):
-    """The arguments of the first of a label's runs: in what a label names, all of them agree."""
-    first = min(seeds)
-    return settings_of(seeds[first])
+    return settings_of(first_row(seeds))
 
 
 class Test(NamedTuple):
     """A row of finetune.py, and whose weights it tested.
 
-    label      that of the run of pretrain.py, or "none"
+    label      that of the pretraining, or "none"
     step       after which that run had these weights; 0 without pretraining, None if unknown
     is_inside  whether that is before the run ended
     """
@@ -455,7 +574,7 @@ def step_of(row, pretraining):
 
 
 def last_step(row):
-    """Return how many steps a run of pretrain.py had, or None if its row does not tell."""
+    """Return how many steps a pretraining had, or None if its row does not tell."""
     if "done" in row:
         done = row["done"]
         return done["snippets"] // row["arguments"]["batch_size"] + done["skipped"]
@@ -532,12 +651,17 @@ def results_of(tests):
         for task, accuracy in accuracies_of(test.row).items():
             accuracy_of_seed = results.setdefault(task, {}).setdefault(test.label, {})
             accuracy_of_seed[test.row["seed"]] = accuracy
+        for task, accuracy in test.row.get("untrained", {}).items():
+            accuracy_of_seed = results[task].setdefault(UNTRAINED, {})
+            accuracy_of_seed.setdefault(test.row["seed"], accuracy)
     # An untrained network may have been tested with a number of shots of its own.
     return {task: found for task, found in results.items() if found.keys() != {UNTRAINED}}
 
 
 def accuracies_of(row):
-    """Return {task: accuracy} of a row of finetune.py: of all labelled files, then of few."""
+    """Return {task: accuracy} of a test: of a probe first of all labelled files, then of few."""
+    if "accuracies" in row:
+        return row["accuracies"]
     accuracies = {row["task"]: row["accuracy"]}
     of_shots = row.get("accuracy_of_shots", {})
     for shots in sorted(of_shots, key=int):
@@ -557,7 +681,7 @@ def compare(paths, out):
     out.mkdir(parents=True, exist_ok=True)
     write_rows(out / "findings.json", rows)
     pretrained = [row for row in rows if "final" in row]
-    base_of_collection = {name: base_of(rows) for name, rows in by_collection(pretrained).items()}
+    bases_in = {name: bases_of(rows) for name, rows in by_collection(pretrained).items()}
     groups_of = group(pretrained)
     tests_in = {name: final_tests(rows, groups) for name, groups in groups_of.items()}
     results_in = {name: results_of(tests) for name, tests in tests_in.items()}
@@ -576,7 +700,7 @@ def compare(paths, out):
             draw_learning(picture, curves, groups, all_labels)
             print(picture)
         print_table(collection, groups, results)
-        print_base(base_of_collection[collection])
+        print_bases(bases_in[collection])
         tested = [test.row for test in tests_in[collection]]
         print_processors([row for seeds in groups.values() for row in seeds.values()] + tested)
     print()
@@ -608,7 +732,10 @@ def draw_sweep(path, groups, results, all_labels, all_tasks):
     if any(has_window(label) for label in groups):
         groups = {with_window(label): seeds for label, seeds in groups.items()}
         all_labels = [with_window(label) for label in all_labels]
-    loss_title = "training loss (Equation 1)"
+    papers = distinct(paper_of(row) for seeds in groups.values() for row in seeds.values())
+    if len(papers) > 1:
+        groups = without_loss(groups)
+    loss_title, loss_unit = LOSSES.get(papers[0], (f"training loss of {papers[0]}", ""))
     row_height = max(ROW, MARKER * len(compared))
     draw(
         path,
@@ -617,10 +744,22 @@ def draw_sweep(path, groups, results, all_labels, all_tasks):
         last_panel,
         all_labels,
         loss_title=loss_title,
+        loss_unit=loss_unit,
         chance=CHANCE,
         crowded=crowded,
         row_height=row_height,
     )
+
+
+def without_loss(groups):
+    """Groups without the curves of the loss, since the losses of two papers cannot be compared."""
+    without = {}
+    for label, seeds in groups.items():
+        without[label] = {}
+        for seed, row in seeds.items():
+            curves = {name: curve for name, curve in row["curves"].items() if name != "loss"}
+            without[label][seed] = {**row, "curves": curves}
+    return without
 
 
 def has_many_labels(labels):
@@ -647,7 +786,7 @@ def draw_learning(path, curves, groups, all_labels):
                 snippets = batch_size * np.array(steps)
                 seeds = [(snippets, values) for values in percents]
                 draw_curve(axes, seeds, None, colour, "." + line)
-        axes.set(title=task, xlabel="snippets seen", ylabel="top-1 %")
+        axes.set(title=task, xlabel="snippets seen", ylabel=unit_of([task]))
     if crowded:
         draw_legend(panels[-1], panels[0])
     else:
@@ -720,13 +859,20 @@ def draw_downstream(axes, results, labels, tasks, sideways):
     if has_untrained(results):
         axes.set_title("downstream (none: without pretraining)")
     if sideways:
-        axes.set(xlabel="top-1 %", ylim=(len(labels) - 0.5, -0.5))
+        axes.set(xlabel=unit_of(results), ylim=(len(labels) - 0.5, -0.5))
         axes.set_yticks(range(len(labels)), map(in_lines, labels), fontsize=8)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
     else:
-        axes.set_ylabel("top-1 %")
+        axes.set_ylabel(unit_of(results))
         axes.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in labels])
         legend_below(axes)
+
+
+def unit_of(tasks):
+    """The unit of these tasks: recall and synchronisation give no file a label."""
+    if any("R@" in task or "synchronisation" in task for task in tasks):
+        return "%"
+    return "top-1 %"
 
 
 def percents(accuracy_of_seed):
@@ -760,12 +906,17 @@ def print_table(collection, groups, results):
         print(table_row(cells))
 
 
-def print_base(base):
+def print_bases(bases):
     """Print what holds of the runs whose label names no other value."""
-    if base:
-        words = ", ".join(in_words(name, value) for name, value in base.items())
+    for paper, base in bases.items():
+        if base:
+            whose = "a label" if paper == MAIN else f"a label of {paper}"
+            words = ", ".join(in_words(name, value) for name, value in base.items())
+            print()
+            print(f"Unless {whose} says otherwise: {words}.")
+    if len(bases) > 1:
         print()
-        print(f"Unless a label says otherwise: {words}.")
+        print("The losses of different papers cannot be compared.")
 
 
 def print_processors(rows):

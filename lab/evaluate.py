@@ -12,7 +12,7 @@
 `svm` is how AVTS (Korbar, Tran and Torresani, 2018) tests its audio network, as we remember it and
 have not verified: a one-vs-all linear SVM on features of equally spaced sub-clips of each file,
 whose scores are averaged over the file, with C by cross-validation over the training files. Our
-choice are the features (the last map, averaged, then standardised by the training files), the
+choices are the features (the last map, averaged, then standardised by the training files), the
 squared hinge, free biases, the grid of C, and the parts of the cross-validation. There is public
 code that reports the C which does best on the test files. We do not: no label of a test file is
 looked at before C is chosen and the SVM is fitted, once.

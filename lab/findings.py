@@ -1,4 +1,4 @@
-"""What the paper finds, asked of runs on the toy world. lab/README.md has the verdicts.
+"""What the papers find, asked of runs on the toy world. lab/README.md has the verdicts.
 
     python -m lab.findings lab/findings.json              every verdict, with its comparisons
     python -m lab.findings runs/compare/findings.json     the same for your own runs
@@ -12,7 +12,8 @@ whose KL(S⁻‖S⁺) ended below 0.1. The second says what a setting gives to t
 keep from learning. Only runs of one kind of processor are compared, since another kind adds up
 numbers in another order.
 
-What each finding asks was written down before a run of seeds 11 to 15 was made.
+What each finding asks was written down before a run of seeds 11 to 15 was made; from finding 14
+on, which is of the sibling papers, before a run of these seeds was made on their world, `time`.
 """
 
 import itertools
@@ -40,8 +41,15 @@ TUNED = {
     "action tuned": "toy-action, fine-tuned, 5 shots, split 1",
     "sound tuned": "toy-sound, fine-tuned, 5 shots, split 1",
 }
+# What lab.evaluate tests. A fingerprint is of films that no network was trained on.
+EVALUATED = {
+    "retrieval": "toy-action, R@1, split all",
+    "fingerprint": "fingerprint of unseen, R@1 mean, both",
+}
 HALF_WAY = {f"{name} half-way": task for name, task in PROBED.items()}
 TAKE_OFF = "take-off"  # the share of the training after which a run began; 1 if it never did
+AVTS = ("sync_same", *PROBED)  # What AVTS learns, and what that is good for.
+TEMPORAL = ("action", *EVALUATED)  # What Temporal is tested on, beside fine-tuning.
 
 
 class Figure(NamedTuple):
@@ -164,6 +172,47 @@ def several_snippets_tell_moments_apart():
     return comparisons
 
 
+def a_curriculum_beats_its_parts():
+    """AVTS, as remembered: the curriculum beats easy negatives, hard ones, and both throughout."""
+    comparisons = []
+    for kind in ("hard share = 0.0", "hard share = 1.0, hard after = 0.0", "hard after = 0.0"):
+        comparisons += ascending(AVTS, f"AVTS, {kind}", "AVTS", world="time")
+    return comparisons
+
+
+def overlapping_negatives_do_not_help():
+    """AVTS, as remembered: hard negatives beat super-hard ones, which overlap with their video."""
+    return ascending(AVTS, "AVTS, superhard", "AVTS", world="time")
+
+
+def hard_negatives_beat_those_of_other_titles():
+    """Not in the papers: AVTS beats k = 1, in which hardly a negative is of the same title."""
+    return ascending(AVTS, "k = 1", "AVTS", world="time")
+
+
+def several_snippets_beat_hard_negatives():
+    """Table 5, of other data, and there not on UCF101: k = 16 beats AVTS."""
+    return ascending(AVTS, "AVTS", "k = 16", world="time")
+
+
+def tasks_help_the_contrast():
+    """Temporal: the three tasks beside the contrast beat the contrast alone."""
+    return ascending(TEMPORAL, "Temporal, tasks = none", "Temporal", world="time")
+
+
+def tasks_help_one_another():
+    """Temporal: the three tasks beside the contrast beat each one of them beside it."""
+    comparisons = []
+    for task in ("speed", "direction", "order"):
+        comparisons += ascending(TEMPORAL, f"Temporal, tasks = {task}", "Temporal", world="time")
+    return comparisons
+
+
+def mined_pairs_help():
+    """Temporal: pairs that are mined from the last embeddings beat the usual ones alone."""
+    return ascending(TEMPORAL, "Temporal, bank = 0", "Temporal", world="time")
+
+
 FINDINGS = {
     1: discrepancies_shrink_as_k_grows,
     2: discrepancies_shrink_with_the_window,
@@ -178,6 +227,13 @@ FINDINGS = {
     11: several_snippets_learn_sooner,
     12: several_snippets_learn_more,
     13: several_snippets_tell_moments_apart,
+    14: a_curriculum_beats_its_parts,
+    15: overlapping_negatives_do_not_help,
+    16: hard_negatives_beat_those_of_other_titles,
+    17: several_snippets_beat_hard_negatives,
+    18: tasks_help_the_contrast,
+    19: tasks_help_one_another,
+    20: mined_pairs_help,
 }
 
 
@@ -213,7 +269,7 @@ def figures_of(rows):
     """Return {Figure: {seed: value}} of rows, as `lab.compare` reads them.
 
     A name is "loss", one of loss.MEASURES, TAKE_OFF, or an accuracy from 0 to 1: one of PROBED,
-    TUNED and HALF_WAY.
+    TUNED, EVALUATED and HALF_WAY.
     """
     pretrained = [row for row in rows if "final" in row]
     figures = {}
@@ -223,7 +279,7 @@ def figures_of(rows):
                 for name, value in figures_of_run(row).items():
                     figures.setdefault(Figure(world, label, name), {})[seed] = value
         results = downstream(rows, groups)
-        for name, task in {**PROBED, **TUNED}.items():
+        for name, task in {**PROBED, **TUNED, **EVALUATED}.items():
             for label, accuracy_of_seed in results.get(task, {}).items():
                 figures[Figure(world, label, name)] = dict(accuracy_of_seed)
         curves = learning_curves(rows, groups)
@@ -242,7 +298,7 @@ def figures_of_run(row):
             figures[name] = row["final"][name]
     if "gap" in figures:
         figures["gap"] = abs(figures["gap"])
-    if "curves" in row:
+    if "kl_same_match" in row.get("curves", {}):
         figures[TAKE_OFF] = take_off(*row["curves"]["kl_same_match"])
     return figures
 

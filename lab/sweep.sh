@@ -4,6 +4,7 @@
 #
 #   bash lab/sweep.sh                          all runs
 #   bash lab/sweep.sh --headline               k = 1, 4, 16, 64 and i.i.d., in three worlds
+#   bash lab/sweep.sh --papers                 the sibling papers, in a world of their own
 #   bash lab/sweep.sh --seeds "21 22"          all runs, of other seeds
 #   bash lab/sweep.sh --list                   print the jobs, and make nothing
 #
@@ -11,7 +12,7 @@
 # run becomes a row of lab/findings.json, with the commit, the processor and the versions that it
 # was made with. A run whose row is there is not made again; of one that was interrupted, the same
 # command resumes. Each run writes runs/sweep/NAME/ and runs/sweep/NAME.log; of one that fails, the
-# last line of its log is printed. A world takes 1.1 GB in datasets/sweep/.
+# last line of its log is printed. A world takes 1.1 to 1.2 GB in datasets/sweep/.
 
 set -euo pipefail
 shopt -s nullglob
@@ -26,9 +27,19 @@ export ROWS=lab/findings.json
 export EPOCHS=2
 export WIDTH=8
 export SETTINGS="--toy --workers 1 --keep --epochs $EPOCHS --width $WIDTH --measure-every 0.25"
+# The sibling papers have the same networks and as many steps of 64 snippets: 690 of pretrain.py.
+# AVTS has a snippet every 0.8 s, so that one epoch is 686 steps. From half-way on some of its
+# negatives are hard.
+export AVTS="--toy --workers 1 --keep --epochs 1 --width $WIDTH --measure-every 0.125"
+AVTS+=" --network r2plus1d_18 --frames 8 --n-fft 1024 --hop 256 --mels 64"
+AVTS+=" --warmup 0.5 --hard-after 0.5"
+# Temporal needs room for the highest speed at each place, and so has 668 steps. Its sound has half
+# of the rate, since the files have no more than twice of it, and the same windows in seconds.
+export TEMPORAL="--toy --workers 1 --keep --epochs $EPOCHS --width $WIDTH --measure-every 0.25"
+TEMPORAL+=" --n-fft 512 --hop 128 --mels 64"
 headline_seeds="11 12 13 14 15"
 other_seeds="11 12 13"
-only_headline=
+lists="headline others papers"
 list=
 
 # refuse MESSAGE: end with the one line that says what is wrong and what would be right.
@@ -39,8 +50,8 @@ refuse() {
 
 while [ $# -gt 0 ]; do
   case $1 in
-    --headline)
-      only_headline=1
+    --headline | --papers)
+      lists=${1#--}
       shift
       ;;
     --list)
@@ -54,22 +65,30 @@ while [ $# -gt 0 ]; do
       shift 2
       ;;
     *)
-      refuse "$1: must be --headline, --list, or --seeds with a list, such as --seeds \"11 12\""
+      refuse "$1: must be --headline, --papers, --list, or --seeds with a list: --seeds \"11 12\""
       ;;
   esac
 done
 
 # make_world WORLD SEED: render datasets/sweep/WORLD-SEED, unless it is there. Titles are many more
 # than the 64 places of a minibatch. `films` and `tv` differ in the strength of what betrays a
-# title, `films` and `shows` in that a title has four files. Each has 24,576 snippets.
+# title, `films` and `shows` in that a title has four files. `time` is `tv` with an arrow of time,
+# and with frames that can be played faster and backward. Each has 24,576 snippets. `unseen` has
+# other films of the kind of `time`, from another seed, that no network is trained on.
 make_world() {
   local world=$1 seed=$2
   local folder=datasets/sweep/$world-$seed
+  local of_time="--artefacts 0.7 --snippets 96 --fps 10 --gop 1 --tiring 0.5"
   local flags
   case $world in
     films) flags="--artefacts 0.5 --titles 256 --snippets 96" ;;
     tv) flags="--artefacts 0.7 --titles 256 --snippets 96" ;;
     shows) flags="--artefacts 0.5 --titles 96 --snippets 64 --episodes 4" ;;
+    time) flags="$of_time --titles 256" ;;
+    unseen)
+      flags="$of_time --titles 24 --clips 1 1"
+      seed=$((seed + 100))
+      ;;
   esac
   # Two jobs may want the same world at the same time. A word of $flags is a flag.
   # shellcheck disable=SC2086
@@ -97,28 +116,49 @@ make_run() {
   python -m lab.compare --add "$ROWS" "$out"
 }
 
-# list_tests KIND: a line for each run that tests a network: what it is called after the network,
-# the labelled set, the file with the weights, and flags.
+# list_tests KIND WORLD UNSEEN: a line for each run that tests a network: what it is called after
+# the network, the file with the weights, and the command. WORLD and UNSEEN are folders.
+#   probe     linear probes of both tasks
+#   curve     the same, also of the weights of each epoch
+#   tune      both tasks fine-tuned
+#   retrieve  probes, and actions that are found by one of them
+#   papers    the same, and what needs a network of sight and one of sound: clips of unseen films
+#             that are found again when they are distorted, and synchronisation on these films
 list_tests() {
-  local task epoch
-  local probe="--probe --split all --shots 1 2 5"
+  local kind=$1 world=$2 unseen=$3
+  local task epoch tune probe
   for task in action sound; do
-    case $1 in
-      probe)
-        echo "$task $task checkpoint.pt $probe"
-        ;;
-      curve)
-        echo "$task $task checkpoint.pt $probe"
-        for ((epoch = 1; epoch < EPOCHS; epoch++)); do
-          echo "epoch$epoch-$task $task epoch$epoch.pt $probe"
-        done
-        ;;
-      tune)
-        echo "$task-tuned $task checkpoint.pt"
-        echo "$task-tuned5 $task checkpoint.pt --shots 5"
-        ;;
-    esac
+    tune="finetune.py --task toy-$task --data $world/$task"
+    probe="$tune --probe --split all --shots 1 2 5"
+    if [ "$kind" = tune ]; then
+      echo "$task-tuned checkpoint.pt $tune"
+      echo "$task-tuned5 checkpoint.pt $tune --shots 5"
+    else
+      echo "$task checkpoint.pt $probe"
+    fi
+    if [ "$kind" = curve ]; then
+      for ((epoch = 1; epoch < EPOCHS; epoch++)); do
+        echo "epoch$epoch-$task epoch$epoch.pt $probe"
+      done
+    fi
   done
+  local retrieve="retrieve --task toy-action --split all --data $world/action"
+  if [ "$kind" = retrieve ] || [ "$kind" = papers ]; then
+    echo "retrieval checkpoint.pt -m lab.evaluate $retrieve"
+  fi
+  if [ "$kind" = papers ]; then
+    echo "fingerprint checkpoint.pt -m lab.evaluate fingerprint --data $unseen/films"
+    echo "sync checkpoint.pt -m lab.evaluate sync --data $unseen/films"
+  fi
+}
+
+# script_of NETWORK: the script that pretrains it, and the settings of all of its kind.
+script_of() {
+  case $1 in
+    avts*) echo "-m papers.avts $AVTS" ;;
+    temporal*) echo "-m papers.temporal $TEMPORAL" ;;
+    *) echo "pretrain.py $SETTINGS" ;;
+  esac
 }
 
 # do_job SEED WORLD NETWORK KIND FLAGS...: pretrain a network and test it. A run with a row is not
@@ -127,28 +167,26 @@ do_job() {
   local seed=$1 world=$2 network=$3 kind=$4
   shift 4
   local name=$world-$seed-$network
-  local films=datasets/sweep/$world-$seed
-  local test task weights flags
+  local folder=datasets/sweep/$world-$seed
+  local unseen=datasets/sweep/unseen-$seed
+  local test weights command flags
   pretrain() {
     [ "$network" = untrained ] && return
     [ -e "runs/sweep/$name/result.json" ] && has_row "$name" && return
     make_world "$world" "$seed"
-    # shellcheck disable=SC2086  # A word of $SETTINGS is a flag.
-    make_run "$name" python pretrain.py $SETTINGS --data "$films/films" --seed "$seed" "$@"
+    # shellcheck disable=SC2046  # A word of it is a flag.
+    make_run "$name" python $(script_of "$network") --data "$folder/films" --seed "$seed" "$@"
   }
   has_row "$name" || [ "$network" = untrained ] || pretrain "$@" || return 0
-  list_tests "$kind" | while read -r test task weights flags; do
+  list_tests "$kind" "$folder" "$unseen" | while read -r test weights command; do
     has_row "$name-$test" && continue
     make_world "$world" "$seed"
+    [ "$kind" != papers ] || make_world unseen "$seed"
     pretrain "$@" || return 0
-    if [ "$network" = untrained ]; then
-      flags+=" --width $WIDTH"
-    else
-      flags+=" --ckpt runs/sweep/$name/$weights"
-    fi
-    # shellcheck disable=SC2086  # A word of $flags is a flag.
-    make_run "$name-$test" python finetune.py --task "toy-$task" --workers 1 \
-      --data "$films/$task" --seed "$seed" $flags || true
+    flags="--ckpt runs/sweep/$name/$weights"
+    [ "$network" != untrained ] || flags="--width $WIDTH"
+    # shellcheck disable=SC2086  # A word of $command or $flags is a word of the command.
+    make_run "$name-$test" python $command --workers 1 --seed "$seed" $flags || true
   done
 }
 
@@ -190,14 +228,38 @@ list_others() {
   echo "$1 films untrained tune"
 }
 
-list_jobs() {
-  local seed
-  for seed in $headline_seeds; do
-    list_headline "$seed"
+# list_papers SEED: the sibling papers beside k = 1, k = 16 and i.i.d., on a world for all three.
+list_papers() {
+  local task
+  echo "$1 time k1 papers --k 1"
+  echo "$1 time k16 papers --k 16"
+  echo "$1 time iid papers --sampling iid"
+  echo "$1 time untrained retrieve"
+  # AVTS: the curriculum; easy negatives alone; hard ones alone; both from the start; and the
+  # curriculum with overlapping snippets in place of hard negatives.
+  echo "$1 time avts papers"
+  echo "$1 time avts-easy papers --hard-share 0"
+  echo "$1 time avts-hard papers --hard-share 1 --hard-after 0"
+  echo "$1 time avts-mixed papers --hard-after 0"
+  echo "$1 time avts-superhard papers --superhard"
+  # Temporal: all tasks beside the contrast; the contrast alone; one task beside it; and all tasks
+  # without mined pairs.
+  echo "$1 time temporal papers"
+  echo "$1 time temporal-none papers --tasks none"
+  for task in speed direction order; do
+    echo "$1 time temporal-$task papers --tasks $task"
   done
-  [ -z "$only_headline" ] || return 0
-  for seed in $other_seeds; do
-    list_others "$seed"
+  echo "$1 time temporal-unmined papers --bank 0"
+}
+
+list_jobs() {
+  local list seeds seed
+  for list in $lists; do
+    seeds=$other_seeds
+    [ "$list" != headline ] || seeds=$headline_seeds
+    for seed in $seeds; do
+      "list_$list" "$seed"
+    done
   done
 }
 
@@ -206,6 +268,6 @@ if [ "$list" ]; then
   exit
 fi
 mkdir -p runs/sweep datasets/sweep
-export -f make_world has_row make_run list_tests do_job
+export -f make_world has_row make_run list_tests script_of do_job
 list_jobs | xargs -P "$cores" -I{} bash -c "do_job {}"
 python -m lab.findings "$ROWS"

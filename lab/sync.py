@@ -62,6 +62,8 @@ def add_sync_flags(parser):
     )
     snippets += "into memory: lower it, or --titles, for a large collection"
     add("--snippets", type=int, default=64, help=snippets)
+    seed = "by which lab.compare sets this run beside others; it changes no figure"
+    add("--seed", type=int, default=0, help=seed)
     add_run_flags(add)
 
 
@@ -69,6 +71,7 @@ def check_sync_args(args):
     rules = [
         ("snippets", args.snippets >= 1, "1 or more"),
         ("titles", args.titles is None or args.titles >= 1, "1 or more"),
+        ("seed", args.seed >= 0, "0 or more"),
         ("workers", args.workers >= 0, "0 or more"),
     ]
     check_rules(args, rules)

@@ -11,6 +11,7 @@ import lab.evaluate as evaluate
 from data import ESC50, AudioFrontEnd
 from finetune import Source, make_set
 from harness.fixtures import refused, run_script
+from lab.compare import read_run
 from lab.evaluate import GRID, TASKS, parse_args
 from media.format import Format
 from media.toy import write_wave
@@ -306,14 +307,11 @@ def test_sounds_are_evaluated_from_a_checkpoint_to_a_result(run, toy, tmp_path):
     other = refused("lab.evaluate", *svm_flags(toy, out, "--ckpt", checkpoint, "--clips", 3))
     assert "holds a run of other arguments (clips 2 and not 3); name another folder" in other
     assert (out / "result.json").read_bytes() == before
-    # lab.compare says in one line that it has no row for it.
-    findings = tmp_path / "findings.json"
-    no_row = refused("lab.compare", "--add", findings, out)
-    assert no_row == f"{out}: a run of lab.evaluate, which has no row; leave it out"
-    assert not findings.exists()
+    # It is a row of lab.compare.
     status, printed, errors = run_script("lab.compare", run, out, "--out", tmp_path / "compared")
     assert not status, errors
-    assert f"{out}: a run of lab.evaluate, skipped" in printed
+    assert " toy-sound, SVM |\n" in printed
+    assert f" {100 * result['accuracy']:.3g} |\n" in printed
 
 
 def test_an_interrupted_run_resumes_after_the_splits_that_are_done(
@@ -479,6 +477,11 @@ def test_videos_are_retrieved_from_a_checkpoint_that_names_its_network(run, toy,
     assert lines[-2:] == result["summary"]
     assert lines[-2].startswith(f"toy-action split 1: R@1 {100 * shares[0]:.1f} %, R@5 ")
     assert lines[-2].endswith("; 20 videos (3 views each) among 40")
+    row = read_run(out)
+    assert row["pretraining"] == tmp_path.name and row["accuracies"] == {
+        "toy-action, R@1, split 1": shares[0],
+        "toy-action, R@5, split 1": shares[1],
+    }
     # The same command again finds it finished.
     status, printed, _ = run_script("lab.evaluate", *flags)
     assert not status and printed.splitlines()[1:] == result["summary"]

@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 
 import finetune
+import lab.evaluate
+import media.__main__
+import papers.avts
+import papers.temporal
 import pretrain
 from harness.fixtures import refused, run_script
-from lab.compare import downstream_row
+from lab.compare import downstream_row, evaluation_row
 from lab.findings import (
+    EVALUATED,
     FINDINGS,
     ask,
     describe_margins,
@@ -52,6 +57,31 @@ RUNS = {
     "k16-tau0.07": {"k": 16, "tau": 0.07, "accuracy": 0.45},
     "k16-tau0.3": {"k": 16, "tau": 0.3, "accuracy": 0.42},
 }
+# Those of the sibling papers, on the world `time`, beside k1, k16 and iid. The first one of a paper
+# has all arguments in which others differ.
+AVTS_RUNS = {
+    "avts": {
+        "hard_share": 0.25,
+        "hard_after": 0.5,
+        "superhard": False,
+        "accuracy": 0.40,
+        "sync_same": 0.7,
+    },
+    "avts-easy": {"hard_share": 0.0, "accuracy": 0.35, "sync_same": 0.65},
+    "avts-hard": {"hard_share": 1.0, "hard_after": 0.0, "accuracy": 0.2, "sync_same": 0.62},
+    "avts-mixed": {"hard_after": 0.0, "accuracy": 0.33, "sync_same": 0.63},
+    "avts-superhard": {"superhard": True, "accuracy": 0.38, "sync_same": 0.61},
+}
+TEMPORAL_RUNS = {
+    "temporal": {"tasks": "speed,direction,order", "bank": 512, "accuracy": 0.6},
+    "temporal-none": {"tasks": "none", "accuracy": 0.3},
+    "temporal-speed": {"tasks": "speed", "accuracy": 0.5},
+    "temporal-direction": {"tasks": "direction", "accuracy": 0.4},
+    "temporal-order": {"tasks": "order", "accuracy": 0.45},
+    "temporal-unmined": {"bank": 0, "accuracy": 0.55},
+}
+SIBLINGS = {"AVTS": AVTS_RUNS, "Temporal": TEMPORAL_RUNS}
+TRAINED_ON_TIME = ["k1", "k16", "iid", *AVTS_RUNS, *TEMPORAL_RUNS]
 UNTRAINED_ACCURACY = 0.1
 BEGINS = {"k1": 0.75}  # the share of the training after which a run takes off; others: 0.25
 TURNED = {"discrepancy": 1.5, "loss": 7.0, "accuracy": 1.0, "sync_same": 1.5, "begins": 1.0}
@@ -65,6 +95,11 @@ def made_up_rows(turned=False):
             for name in RUNS:
                 rows += rows_of_a_run(world, seed, name, turned)
             rows += rows_of_tests(world, seed, "untrained", UNTRAINED_ACCURACY, turned)
+        for name in ("k1", "k16", "iid"):
+            rows += rows_of_a_run("time", seed, name, turned)
+        for paper, runs in SIBLINGS.items():
+            for name in runs:
+                rows += rows_of_a_sibling(paper, seed, name, turned)
     return rows
 
 
@@ -74,18 +109,15 @@ def rows_of_a_run(world, seed, name, turned):
     if name == "k1" and world != "films":
         figures["accuracy"] -= 0.1
 
-    def turn(kind, value):
-        return TURNED[kind] - value if turned else value
-
-    begins = turn("begins", BEGINS.get(name, 0.25)) * STEPS
-    discrepancy = turn("discrepancy", figures["discrepancy"]) + 0.001 * seed
+    begins = turn("begins", BEGINS.get(name, 0.25), turned) * STEPS
+    discrepancy = turn("discrepancy", figures["discrepancy"], turned) + 0.001 * seed
     final = {
-        "loss": turn("loss", figures["loss"]) + 0.001 * seed,
+        "loss": turn("loss", figures["loss"], turned) + 0.001 * seed,
         "kl_same_other": discrepancy,
         "kl_same_match": 2.0 if turned else 1.0,
         "kl_other_match": 1.0 if turned else 2.0,
         "gap": discrepancy,
-        "sync_same": turn("sync_same", figures["sync_same"]),
+        "sync_same": turn("sync_same", figures["sync_same"], turned),
     }
     row = {
         "run": f"{world}-{seed}-{name}",
@@ -107,6 +139,40 @@ def rows_of_a_run(world, seed, name, turned):
         "final": final,
     }
     return [row, *rows_of_tests(world, seed, name, figures["accuracy"], turned)]
+
+
+def turn(kind, value, turned):
+    return TURNED[kind] - value if turned else value
+
+
+def rows_of_a_sibling(paper, seed, name, turned):
+    """It measures no divergences, and its loss is another one than that of pretrain.py."""
+    base, *_ = SIBLINGS[paper].values()
+    arguments = {"sync_same": 0.7, **base, **SIBLINGS[paper][name]}
+    accuracy, sync_same = arguments.pop("accuracy"), arguments.pop("sync_same")
+    data = f"datasets/time-{seed}/films"
+    row = {
+        "run": f"time-{seed}-{name}",
+        "seed": seed,
+        "paper": paper,
+        "arguments": {**arguments, "batch_size": BATCH, "seed": seed, "data": data},
+        "done": {"snippets": STEPS * BATCH, "bad": 0, "skipped": 0},
+        "curves": {"loss": ([1, STEPS], [0.3, 0.2])},
+        "final": {"loss": 0.2, "sync_same": turn("sync_same", sync_same, turned)},
+    }
+    rows = [row, *rows_of_tests("time", seed, name, accuracy, turned)]
+    for kind, task in EVALUATED.items():
+        rows.append(
+            {
+                "run": f"{row['run']}-{kind}",
+                "seed": seed,
+                "task": f"toy {kind}",
+                "pretraining": row["run"],
+                "accuracies": {task: 1 - accuracy if turned else accuracy},
+                "arguments": {"data": f"datasets/{kind}-{seed}"},
+            }
+        )
+    return rows
 
 
 def rows_of_tests(world, seed, name, accuracy, turned):
@@ -176,6 +242,9 @@ def with_accuracy(run, value):
     rows = made_up_rows()
     for row in rows:
         if "task" in row and re.search(run, row["run"]):
+            if "accuracies" in row:
+                row["accuracies"] = dict.fromkeys(row["accuracies"], value)
+                continue
             row["accuracy"] = value
             row["accuracy_of_shots"] = {"1": value}
     return rows
@@ -219,6 +288,32 @@ def test_the_findings_ask_what_they_say():
     assert not_held(changed("tv-12-k16", sync_same=0.1)) == [13]
     assert not_held(with_accuracy("films-12-k16-long-action", 0.1)) == [12]
     assert 12 in not_held(with_accuracy("shows-12-k16-action", 0.1))
+
+
+def test_the_findings_of_sibling_papers_ask_what_they_say(monkeypatch):
+    """Only the rows of their world are looked at, since nothing else is turned round."""
+    for number in range(1, 14):
+        monkeypatch.delitem(FINDINGS, number)
+
+    def not_held_on_time(rows):
+        return not_held([row for row in rows if row["run"].startswith("time-")])
+
+    assert not_held_on_time(made_up_rows()) == []
+    assert not_held_on_time(changed("time-12-avts-easy", sync_same=0.9)) == [14]
+    assert not_held_on_time(with_accuracy("time-12-avts-hard-action", 0.9)) == [14]
+    assert not_held_on_time(with_accuracy("time-12-avts-mixed-sound", 0.9)) == [14]
+    assert not_held_on_time(changed("time-12-avts-superhard", sync_same=0.9)) == [15]
+    assert not_held_on_time(with_accuracy("time-12-avts-superhard-sound", 0.9)) == [15]
+    assert not_held_on_time(changed("time-12-k1", sync_same=0.9)) == [16]
+    assert not_held_on_time(with_accuracy("time-12-k1-sound", 0.45)) == [16]
+    assert not_held_on_time(changed("time-12-k16", sync_same=0.65)) == [17]
+    assert not_held_on_time(with_accuracy("time-12-k16-action", 0.35)) == [17]
+    for test in ("action", "retrieval", "fingerprint"):
+        assert not_held_on_time(with_accuracy(f"time-12-temporal-none-{test}", 0.7)) == [18]
+        assert not_held_on_time(with_accuracy(f"time-12-temporal-direction-{test}", 0.7)) == [19]
+        assert not_held_on_time(with_accuracy(f"time-12-temporal-unmined-{test}", 0.7)) == [20]
+    for task in ("speed", "order"):
+        assert not_held_on_time(with_accuracy(f"time-12-temporal-{task}-retrieval", 0.7)) == [19]
 
 
 def test_a_run_is_late_that_takes_off_late():
@@ -348,7 +443,13 @@ XARGS = f"""#!/usr/bin/env bash
 echo "$*" > jobs_at_a_time
 exec {shutil.which("xargs")} "$@"
 """
-PARSERS = {"pretrain.py": pretrain.parse_args, "finetune.py": finetune.parse_args}
+PRETRAININGS = {
+    "pretrain.py": pretrain,
+    "papers.avts": papers.avts,
+    "papers.temporal": papers.temporal,
+}
+TESTS = {"finetune.py": finetune, "lab.evaluate": lab.evaluate}
+SCRIPTS = PRETRAININGS | TESTS
 
 
 @pytest.fixture(scope="module")
@@ -392,15 +493,37 @@ def test_the_sweep_makes_each_run_once(swept):
         if " --data " in call:
             data = call.split(" --data ")[1].split()[0]
             assert str(Path(data).parent) in worlds  # rendered before it is read
-    assert sorted(worlds) == [f"datasets/sweep/{world}-11" for world in ("films", "shows", "tv")]
-    pretrained, tested = made_by(calls, "pretrain.py"), made_by(calls, "finetune.py")
-    assert len(pretrained) == 3 * 5 + 13
+    names = ("films", "shows", "time", "tv", "unseen")
+    assert sorted(worlds) == [f"datasets/sweep/{world}-11" for world in names]
+    television = made_by(calls, "pretrain.py")
+    siblings = made_by(calls, "papers.avts") | made_by(calls, "papers.temporal")
+    assert len(television) == 3 * 5 + 13 + 3 and len(siblings) == 5 + 6
     # Probes of the end in two tasks, of untrained networks too; of epochs before the end; and
     # fine-tunings of three networks.
+    pretrained, tested = television | siblings, made_by(calls, "finetune.py")
     learning = 3 * 3 * (epochs_of_the_sweep() - 1)
-    assert len(tested) == 2 * (len(pretrained) + 3 + learning) + 3 * 2 * 2
+    assert len(tested) == 2 * (len(pretrained) + 4 + learning) + 3 * 2 * 2
+    # What the sibling papers ask, of their networks and of those beside them.
+    evaluated = made_by(calls, "lab.evaluate")
+    assert len(made_by(calls, "lab.evaluate", "retrieve")) == 3 + len(siblings) + 1
+    for unseen in ("fingerprint", "sync"):
+        assert len(made_by(calls, unseen, "datasets/sweep/unseen-11/films")) == 3 + len(siblings)
     rows = (folder / "lab" / "findings.json").read_text().splitlines()
-    assert len(rows) == len(pretrained | tested)
+    assert len(rows) == len(pretrained | tested | evaluated)
+
+
+def test_the_unseen_films_are_of_the_kind_of_those_that_are_trained_on(swept):
+    """They differ in their number and in their seed, and so in all that is drawn."""
+    _, calls = swept
+    worlds = {}
+    for call in calls:
+        if " -m media toy " in call:
+            args = media.__main__.parse_args(call.split()[3:])
+            worlds[Path(args.dir).name] = vars(args)
+    time, unseen = worlds["time-11"], worlds["unseen-11"]
+    differ = {name for name in time if time[name] != unseen[name]}
+    assert differ == {"dir", "seed", "titles", "clips"} and unseen["seed"] == 111
+    assert (time["fps"], time["gop"], time["tiring"]) == (10, 1, 0.5)
 
 
 def test_the_sweep_makes_what_has_no_row_and_no_more(swept, tmp_path):
@@ -417,10 +540,15 @@ def test_the_sweep_makes_what_has_no_row_and_no_more(swept, tmp_path):
     assert sum(" -m media toy " in call for call in calls) == 1
 
 
-def test_the_headline_is_three_worlds_and_five_seeds():
-    command = ["bash", LAB / "sweep.sh", "--list", "--headline"]
+def jobs_of(flag):
+    """(seed, world, network) of each job of the sweep with this flag."""
+    command = ["bash", LAB / "sweep.sh", "--list", flag]
     jobs = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    found = [tuple(job.split()[:3]) for job in jobs]
+    return [tuple(job.split()[:3]) for job in jobs]
+
+
+def test_the_headline_is_three_worlds_and_five_seeds():
+    found = jobs_of("--headline")
     expected = {
         (f"{seed}", world, network)
         for seed in range(11, 16)
@@ -430,9 +558,16 @@ def test_the_headline_is_three_worlds_and_five_seeds():
     assert len(found) == len(expected) and set(found) == expected
 
 
+def test_the_sibling_papers_have_a_world_and_three_seeds():
+    found = jobs_of("--papers")
+    networks = ["untrained", *TRAINED_ON_TIME]
+    expected = {(f"{seed}", "time", network) for seed in range(11, 14) for network in networks}
+    assert len(found) == len(expected) and set(found) == expected
+
+
 def test_the_sweep_makes_all_that_the_findings_ask_for(swept):
     _, calls = swept
-    rows = [row_of_call(call) for call in calls if call.split()[1] in PARSERS]
+    rows = [row_of_call(call) for call in calls if script_in(call) in SCRIPTS]
     figures = figures_of(rows)
     for finding in FINDINGS.values():
         for comparison in finding():
@@ -440,11 +575,57 @@ def test_the_sweep_makes_all_that_the_findings_ask_for(swept):
                 assert figure in figures, figure
 
 
+def test_the_sweep_trains_all_papers_for_as_many_snippets(swept):
+    """They train on 230 of the 256 titles, each of 153.6 s; the others are held out."""
+    _, calls = swept
+    snippets = {}
+    for call in calls:
+        if " datasets/sweep/time-11/films " in call:
+            args = SCRIPTS[script_in(call)].parse_args(flags_in(call))
+            seconds = args.frames / args.fps
+            assert seconds == pytest.approx(1.6)
+            stride = getattr(args, "stride", seconds)
+            longest = seconds * highest_speed(args)
+            M = 1 + round((153.6 - longest) / stride)  # snippets of a title
+            snippets[Path(args.out).name] = args.epochs * (230 * M // args.batch_size) * 64
+            assert (args.width, args.batch_size, args.share, args.mels) == (8, 64, 64, 64)
+            assert getattr(args, "network", "r2plus1d_18") == "r2plus1d_18"
+            assert (args.n_fft / args.rate, args.hop / args.rate) == (0.064, 0.016)
+    assert snippets.keys() == {f"time-11-{name}" for name in TRAINED_ON_TIME}
+    most = max(snippets.values())
+    assert most == 690 * 64 and min(snippets.values()) > 0.96 * most
+
+
+def highest_speed(args):
+    """How many times as long as a snippet the longest clip is: 1 but for Temporal."""
+    if not hasattr(args, "speeds"):
+        return 1
+    return max(max(speeds) for speeds in papers.temporal.parse_speeds(args.speeds))
+
+
+def script_in(call):
+    """The script, or the module, that a command runs."""
+    words = call.split()
+    return words[2] if words[1] == "-m" else words[1]
+
+
+def flags_in(call):
+    return call.split(f" {script_in(call)} ")[1].split()
+
+
 def row_of_call(call):
-    """The row of a run with this command, whose flags its script has to understand."""
-    _, script, *flags = call.split()
-    args = vars(PARSERS[script](flags))  # raises BadInput for a flag that is not there
+    """The row of a run with this command, whose flags its script has to take."""
+    script = script_in(call)
+    args = SCRIPTS[script].parse_args(flags_in(call))  # raises BadInput for an unknown flag
+    if script in PRETRAININGS:
+        SCRIPTS[script].check_args(args, world_size=1)
+    args = vars(args)
     run = {"run": Path(args["out"]).name, "seed": args["seed"]}
+    if script.startswith("papers."):
+        final = {"loss": 0.2, "sync_same": 0.7, "sync_other": 0.9}
+        done = {"snippets": args["epochs"] * STEPS * args["batch_size"], "skipped": 0}
+        paper = {"papers.avts": "AVTS", "papers.temporal": "Temporal"}[script]
+        return {**run, "paper": paper, "arguments": args, "final": final, "done": done}
     if script == "pretrain.py":
         measured = {"loss": 3.0, **dict.fromkeys(MEASURES, 1.0)}
         steps = args["epochs"] * STEPS
@@ -452,16 +633,29 @@ def row_of_call(call):
         curves = {"kl_same_match": ([0, steps], [0, 1]), "gap": ([0, steps], [0, 1])}
         return {**run, "arguments": args, "final": measured, "curves": curves, "done": done}
     # All networks have one width, that of pretraining.
-    assert args["width"] == (None if args["ckpt"] else 8)
-    few = {f"{shots}": 0.5 for shots in args["shots"] or []}
-    result = {"settings": args, "accuracy": 0.5, "accuracy_of_shots": few}
+    assert args.get("width") == (None if args["ckpt"] else 8)
+    result = {"settings": args}
     if args["ckpt"]:
-        end = epochs_of_the_sweep()
-        if "-long/" in args["ckpt"]:
-            end *= 2
-        epoch = Path(args["ckpt"]).stem.replace("checkpoint", f"{end}").removeprefix("epoch")
-        result["pretraining_step"] = int(epoch) * STEPS
-    return {**run, **downstream_row(result)}
+        result["pretraining_step"] = step_of_weights(Path(args["ckpt"]))
+    if script == "lab.evaluate":
+        recalls = {part: {"mean": {"1": 0.5}} for part in ("sight", "sound", "both")}
+        recall = {"1": 0.5, "checkpoint": recalls, "untrained": recalls}
+        result |= {"evaluation": args["command"], "recall": recall}
+        return {**run, **evaluation_row(result, args["out"])}
+    few = {f"{shots}": 0.5 for shots in args["shots"] or []}
+    return {**run, **downstream_row({**result, "accuracy": 0.5, "accuracy_of_shots": few})}
+
+
+def step_of_weights(path):
+    """The step of a made-up run after which it wrote these weights."""
+    if path.stem.startswith("epoch"):
+        return int(path.stem.removeprefix("epoch")) * STEPS
+    epochs = epochs_of_the_sweep()
+    if path.parent.name.endswith("-long"):
+        epochs *= 2
+    if "-avts" in path.parent.name:
+        epochs = 1
+    return epochs * STEPS
 
 
 def epochs_of_the_sweep():

@@ -17,6 +17,7 @@ from data import Titles
 from harness.errors import BadInput
 from harness.fixtures import refused, run_script
 from harness.run import Processes
+from lab.compare import read_run
 from lab.distortions import NAMES, SIGHT, SOUND
 from lab.evaluate import parse_args
 from lab.fingerprint import CHANGED
@@ -355,6 +356,13 @@ def test_clips_are_found_again_from_a_checkpoint_to_a_picture(run, toy, tmp_path
     assert lines[-1] == "8 clips of 2 titles, of 1.6 s" == result["summary"][-1]
     assert lines[-len(result["summary"]) :] == result["summary"]
     assert (out / "fingerprint.png").read_bytes().startswith(b"\x89PNG")
+    row = read_run(out)
+    for name, accuracies in (("checkpoint", row["accuracies"]), ("untrained", row["untrained"])):
+        recalls = result["recall"][name]
+        assert accuracies == {
+            f"fingerprint of toy, R@1 mean, {modality}": recalls[modality]["mean"]["1"]
+            for modality in CHANGED
+        }
     # The same command again finds it finished.
     status, printed, _ = run_script("lab.evaluate", *flags)
     assert not status and printed.splitlines()[1:] == result["summary"]

@@ -19,6 +19,7 @@ import lab.evaluate
 import lab.findings
 import lab.sampling
 import lab.show
+import papers.avts
 import pretrain
 from data import Titles
 from harness.curves import draw, draw_histograms, in_lines, summarise
@@ -996,7 +997,7 @@ def test_a_crowded_picture_has_a_row_for_each_label(tmp_path, figures):
 def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
     """Then its few labels have rows, too, and the rows are higher."""
     heights = []
-    for shots in (5, 7, 11):
+    for shots in (5, 7, 18):  # as many as the sweep has on one world
         rows = [row_of_flags("tv --k 1"), row_of_flags("tv")]
         few = {str(number): 0.5 for number in range(1, shots)}
         for row in list(rows):
@@ -1008,7 +1009,7 @@ def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
         markers = {container[0].get_marker() for container in figures[-1].axes[-1].containers}
         assert len(markers) == shots
     _, low, high = heights
-    assert high - low == pytest.approx(2 * 4 * lab.compare.MARKER)
+    assert high - low == pytest.approx(2 * 11 * lab.compare.MARKER)
     few, *_, many = figures
     labels = ["k = 1", "k = 16"]
     assert [text.get_text() for text in few.axes[-1].get_xticklabels()] == labels
@@ -1027,6 +1028,234 @@ def test_a_long_label_is_broken_after_a_comma():
 
 
 # --------------------------------------------------------------------------------------------------
+# Runs of sibling papers
+# --------------------------------------------------------------------------------------------------
+
+ARMS = {
+    "": "AVTS",
+    "--superhard": "AVTS, superhard",
+    "--hard-after 0": "AVTS, hard after = 0.0",
+    "--hard-share 0": "AVTS, hard share = 0.0",
+    "--hard-share 1 --hard-after 0": "AVTS, hard share = 1.0, hard after = 0.0",
+}
+
+
+def row_of_avts(flags, seed=0):
+    """The row of a run of papers/avts.py, of 100 steps, with curves made up."""
+    args = vars(papers.avts.parse_args(["--data", "datasets/tv", *flags.split()]))
+    log = [{"step": step, "loss": 0.2} for step in range(1, 101)]
+    log += [{"step": step, "sync_same": 0.6, "sync_other": 0.9} for step in (0, 100)]
+    return {
+        "run": f"avts-{flags}-{seed}",
+        "seed": seed,
+        "paper": "AVTS",
+        "arguments": {**args, "seed": seed, "processes": 1},
+        "done": {"snippets": 64 * 97, "bad": 0, "skipped": 3},
+        **summarise(log, papers.avts.MEASURED),
+    }
+
+
+def rows_of_papers():
+    """Runs of two sibling papers beside those of pretrain.py, each with arguments of its own."""
+    rows = [row_of_flags(f"tv {flags}") for flags in ("--sampling iid", "--k 1", "--k 4", "")]
+    rows += [row_of_avts(flags, seed) for flags in ARMS for seed in (0, 1)]
+    arguments = {"data": "datasets/tv", "seed": 0, "batch_size": 32, "k": 2, "tau": 0.1}
+    row = {"seed": 0, "paper": "Temporal", "final": {"loss": 9}, "curves": rows[-1]["curves"]}
+    rows += [
+        {**row, "run": "temporal", "arguments": {**arguments, "tasks": "all"}},
+        {**row, "run": "temporal-tau", "arguments": {**arguments, "tasks": "all", "tau": 0.2}},
+        {**row, "run": "temporal-none", "arguments": {**arguments, "tasks": "none"}},
+    ]
+    return rows
+
+
+TEMPORAL = ["Temporal", "Temporal, τ = 0.2", "Temporal, tasks = none"]
+
+
+def test_runs_of_sibling_papers_have_labels_and_sweeps_of_their_own():
+    rows = rows_of_papers()
+    television = ["i.i.d.", "k = 1", "k = 4", "k = 16"]
+    groups = group(rows[::-1])["tv"]
+    assert list(groups) == [*television, *ARMS.values(), *TEMPORAL]
+    assert sorted(groups["AVTS, superhard"]) == [0, 1]
+    # Their bases do not differ from those of the same runs alone.
+    assert list(group(rows[4:])["tv"]) == [*ARMS.values(), *TEMPORAL]
+    assert list(group(rows[:4])["tv"]) == television
+    assert sweeps(groups) == {
+        "k": television,
+        "papers": ["i.i.d.", "k = 1", "k = 16", "AVTS", "Temporal"],
+        "avts": list(ARMS.values()),
+        "temporal": TEMPORAL,
+    }
+    # Without the other papers there is nothing to set beside them, ...
+    assert sweeps(group(rows[:4])["tv"]).keys() == {"k"}
+    # ... and k = 16 with another batch size is no base label.
+    changed = [row_of_flags(f"tv --batch-size {size}") for size in (64, 128)]
+    mixed = group([*changed, row_of_avts("")])["tv"]
+    assert list(mixed) == ["k = 16", "k = 16, batch size = 128", "AVTS"]
+    assert sweeps(mixed)["papers"] == ["k = 16", "AVTS"] and "avts" not in sweeps(mixed)
+
+
+def test_the_losses_of_two_papers_are_not_drawn_in_one_panel(tmp_path, capsys, figures):
+    rows = rows_of_papers()
+    for row in list(rows):
+        row_downstream = downstream_row(row["run"], row["run"], "hmdb51", 0.5, "hmdb51")
+        rows.append({**row_downstream, "seed": row["seed"]})
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    compare([tmp_path / "rows.json"], tmp_path)
+    printed = capsys.readouterr().out
+    names = re.findall(r"/([\w-]+)\.png\n", printed)
+    drawn = dict(zip(names, figures, strict=True))
+    assert names == ["tv-k", "tv-papers", "tv-avts", "tv-temporal"]
+    together = [axes.get_title() for axes in drawn["tv-papers"].axes]
+    assert together == [*(title for title, _ in MEASURES.values()), "downstream"]
+    *curves, _, downstream = [axes.get_title() for axes in drawn["tv-avts"].axes]
+    measured = [title for title, _ in papers.avts.MEASURED.values()]
+    assert curves == [*measured, "training loss of AVTS"] and downstream == "downstream"
+    assert labels_in(drawn["tv-avts"]) == list(ARMS.values())
+    avts = "hard share = 0.25, hard after = 50.0, no superhard"
+    assert f"\n\nUnless a label of AVTS says otherwise: {avts}.\n" in printed
+    assert "\n\nUnless a label of Temporal says otherwise: τ = 0.1, tasks = all.\n" in printed
+    assert "Unless a label says" not in printed
+    assert "\n\nThe losses of different papers cannot be compared.\n" in printed
+    cells = table_of(printed)["AVTS, superhard"]
+    assert cells[1:3] == ["2", "0.2 ± 0"] and cells[3:7] == 4 * [""]
+
+
+def test_a_run_of_a_sibling_paper_is_tested_as_others_are():
+    row = row_of_avts("--superhard")
+    groups = group([row, row_of_flags("tv")])["tv"]
+    assert lab.compare.last_step(row) == 100
+    rows = rows_of_learning(row["run"], 0, {50: 0.3, 100: 0.6})
+    for tested in rows:
+        tested["pretraining"] = row["run"]
+    assert downstream(rows, groups) == {ACTION: {"AVTS": {0: 0.6}}}
+    assert learning_curves(rows, groups) == {ACTION: {"AVTS": {0: ([50, 100], [0.3, 0.6])}}}
+
+
+# --------------------------------------------------------------------------------------------------
+# Evaluations
+# --------------------------------------------------------------------------------------------------
+
+
+def result_of_evaluation(kind, ckpt="runs/tv-k16/checkpoint.pt", step=100, seed=0, **settings):
+    """A result.json of lab.evaluate."""
+    found = {
+        "svm": {"accuracy": 0.7},
+        "retrieve": {"recall": {"1": 0.3, "5": 0.6, "10": 0.9}},
+        "fingerprint": {
+            "recall": {
+                "checkpoint": recalls_of_fingerprint(0.8),
+                "untrained": recalls_of_fingerprint(0.4),
+                "pixels and spectrum": recalls_of_fingerprint(0.6),
+            }
+        },
+        "sync": {"sync_same": 0.6, "sync_other": 0.9},
+        "other": {},
+    }
+    settings = {"data": f"datasets/tv-{seed}/films", "ckpt": ckpt, "seed": seed, **settings}
+    common = {"evaluation": kind, "pretraining_step": step, "settings": settings}
+    return {**common, **found[kind], "versions": {"torch": "2"}}
+
+
+def recalls_of_fingerprint(value):
+    """{modality: {distortion, mean or worst: {K: R@K}}}."""
+    recalls = {}
+    for i, modality in enumerate(("sight", "sound", "both")):
+        mean = {"1": value - 0.1 * i, "5": 0.9}
+        recalls[modality] = {"none": {"1": 1.0, "5": 1.0}, "mean": mean, "worst": {"1": 0, "5": 0}}
+    return recalls
+
+
+def rows_of_evaluations(folder, **changes):
+    """Rows of all kinds of evaluations, through the result.json of each."""
+    tasks = {
+        "svm": {"task": "toy-sound", "data": "datasets/tv-0/sound"},
+        "retrieve": {"task": "toy-action", "split": "all", "data": "datasets/tv-0/action"},
+        "fingerprint": {},
+        "sync": {},
+    }
+    folders = []
+    for kind, settings in tasks.items():
+        result = result_of_evaluation(kind, **settings, **changes)
+        folders.append(write_result(folder / kind, result))
+    return [lab.compare.read_run(path) for path in folders]
+
+
+def test_evaluations_are_tests_of_a_pretraining(tmp_path):
+    groups = group([row_of_flags("tv")])["tv"]  # of 100 steps
+    rows = rows_of_evaluations(tmp_path)
+    keys = {"run", "seed", "task", "pretraining", "pretraining_step", "accuracies", "arguments"}
+    beside = [row.keys() - keys - {"versions"} for row in rows]
+    assert beside == [set(), set(), {"untrained"}, set()]
+    found = {
+        "toy-sound, SVM": {"k = 16": {0: 0.7}},
+        "toy-action, R@1, split all": {"k = 16": {0: 0.3}},
+        "toy-action, R@5, split all": {"k = 16": {0: 0.6}},
+    }
+    for part, (recall, untrained) in {
+        "sight": (0.8, 0.4),
+        "sound": (0.7, 0.3),
+        "both": (0.6, 0.2),
+    }.items():
+        task = f"fingerprint of tv, R@1 mean, {part}"
+        found[task] = {"k = 16": {0: pytest.approx(recall)}, "none": {0: pytest.approx(untrained)}}
+    found["synchronisation of tv, same title"] = {"k = 16": {0: 0.6}}
+    found["synchronisation of tv, other titles"] = {"k = 16": {0: 0.9}}
+    assert downstream(rows, groups) == found
+    assert list(downstream(rows, groups)) == list(found)
+    # Of an untrained network, the first counts; it is beside a pretrained one only.
+    again = rows_of_evaluations(tmp_path / "again", ckpt="runs/elsewhere/checkpoint.pt")
+    assert downstream(again, groups) == {}
+    fingerprint = {**again[2], "pretraining": "tv-k16", "untrained": {task: 0.9}, "task": "another"}
+    assert downstream([*rows, fingerprint], groups)[task]["none"] == found[task]["none"]
+
+
+def test_evaluations_of_other_networks_are_told_apart(tmp_path):
+    """Those of a checkpoint inside a run, and of one that was not pretrained."""
+    groups = group([row_of_flags("tv")])["tv"]
+    rows = rows_of_evaluations(tmp_path / "end")[:2]
+    inside = rows_of_evaluations(tmp_path / "inside", step=50)[:2]
+    untrained = rows_of_evaluations(tmp_path / "none", ckpt=None, step=None)[:2]
+    for row in untrained:
+        row["accuracies"] = {task: 0.1 for task in row["accuracies"]}
+    assert [row["pretraining"] for row in untrained] == [None, None]
+    found = downstream([*rows, *inside, *untrained], groups)
+    assert found["toy-sound, SVM"] == {"k = 16": {0: 0.7}, "none": {0: 0.1}}
+    curve = learning_curves([*rows, *inside, *untrained], groups)["toy-action, R@5, split all"]
+    assert curve == {"k = 16": {0: ([0, 50, 100], [0.1, 0.6, 0.6])}}
+
+
+def test_an_evaluation_without_a_row_is_skipped(tmp_path, capsys):
+    other = write_result(tmp_path / "other", result_of_evaluation("other"))
+    svm = write_result(tmp_path / "svm", result_of_evaluation("svm", task="toy-sound"))
+    pretrained = row_of_flags("tv")
+    (tmp_path / "rows.json").write_text(json.dumps([pretrained]))
+    rows = read_runs([other, svm, tmp_path / "rows.json"])
+    assert {row["run"] for row in rows} == {"svm", pretrained["run"]}
+    assert capsys.readouterr().out == f"{other}: a run of lab.evaluate without a row, skipped\n"
+    refusal = refused("lab.compare", "--add", tmp_path / "new.json", svm, other)
+    assert refusal == f"{other}: a run of lab.evaluate without a row; leave it out"
+
+
+def test_evaluations_are_drawn_in_percent(tmp_path, figures):
+    rows = [row_of_flags("tv --k 1"), row_of_flags("tv")]
+    for name in ("tv-k1", "tv-k16"):
+        row = {"seed": 0, "pretraining": name, "arguments": {"data": "datasets/tv/action"}}
+        tuned = {"task": "hmdb51", "accuracy": 0.5}
+        found = {"task": "retrieval", "accuracies": {"toy-action, R@1, split 1": 0.5}}
+        synchronised = {"task": "sync", "accuracies": {"synchronisation of tv, same title": 0.5}}
+        for test in (tuned, found, synchronised):
+            rows.append({**row, "run": f"{name}-{test['task']}", **test})
+    units = {(2, 5): "top-1 %", (3, 6): "%", (4, 7): "%", (2, 3, 5, 6): "%"}
+    for tests, unit in units.items():
+        used = [0, 1, *tests]
+        (tmp_path / "rows.json").write_text(json.dumps([rows[i] for i in used]))
+        compare([tmp_path / "rows.json"], tmp_path)
+        assert figures[-1].axes[-1].get_ylabel() == unit
+
+
+# --------------------------------------------------------------------------------------------------
 # The notebook
 # --------------------------------------------------------------------------------------------------
 
@@ -1042,7 +1271,7 @@ def test_the_tables_in_the_notebook_are_what_the_comparison_prints(tmp_path, cap
 
 def test_the_pictures_in_the_notebook_are_there():
     pictures = re.findall(r"\]\(([\w-]+\.png)\)", NOTEBOOK)
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     assert all((LAB / picture).exists() for picture in pictures)
 
 

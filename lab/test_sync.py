@@ -11,6 +11,7 @@ import lab.sync as sync
 from data import AudioFrontEnd, Titles, VideoFrontEnd, collate, even_samples
 from harness.fixtures import refused, run_script
 from lab.checkpoint import sources_of
+from lab.compare import read_run
 from lab.evaluate import parse_args
 from loss import share_of_wins, synchronisation
 from media.format import Format
@@ -126,6 +127,11 @@ def test_synchronisation_is_measured_from_a_checkpoint_to_a_result(run, toy, tmp
     kinds = ["sync_same_shot", "sync_same_scene", "sync_other_scene"]
     assert sum(pairs[name] for name in kinds) == pairs["sync_same"]
     assert min(pairs[name] for name in kinds) > 0
+    accuracies = read_run(out)["accuracies"]
+    assert list(accuracies.values()) == [
+        result[name] for name in ("sync_same", *kinds, "sync_other")
+    ]
+    assert "synchronisation of toy, another scene" in accuracies
     # The figure of the title is the mean of those of its kinds, weighted by their pairs.
     total = sum(result[name] * pairs[name] for name in kinds)
     assert result["sync_same"] == pytest.approx(total / pairs["sync_same"])

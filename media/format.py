@@ -10,8 +10,8 @@ import numpy as np
 TOLERANCE = 0.02
 
 
-def setting(default, help):
-    return dataclasses.field(default=default, metadata={"help": help})
+def setting(default, help, source):
+    return dataclasses.field(default=default, metadata={"help": help, "source": source})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,22 +21,27 @@ class Format:
     A checkpoint keeps them in its `front_end`.
     """
 
-    frames: int = setting(16, "T, frames of a snippet (4.1)")
-    fps: float = setting(5.0, "frames a second of a snippet; the paper's lasts 3.2 s (4.1)")
-    short_side: int = setting(190, "pixels of the shorter side (4.1; Table 5 has 224)")
-    crop: int = setting(158, "pixels of the crop, H = W (4.1; Table 4 has 112, Table 5 200)")
-    rate: int = setting(48000, "sample rate of the sound, Hz (4.1)")
-    n_fft: int = setting(2048, "samples of an FFT window (4.1)")
-    hop: int = setting(512, "samples between audio frames (4.1)")
-    mels: int = setting(96, "P, mel filters (4.1)")
+    frames: int = setting(16, "T, frames of a snippet", "4.1")
+    fps: float = setting(5.0, "frames a second of a snippet", "4.1: it lasts 3.2 s")
+    short_side: int = setting(190, "pixels of the shorter side", "4.1; Table 5 has 224")
+    crop: int = setting(158, "pixels of the crop, H = W", "4.1; Table 4 has 112, Table 5 200")
+    rate: int = setting(48000, "sample rate of the sound, Hz", "4.1")
+    n_fft: int = setting(2048, "samples of an FFT window", "4.1")
+    hop: int = setting(512, "samples between audio frames", "4.1")
+    mels: int = setting(96, "P, mel filters", "4.1")
 
     @classmethod
-    def add_flags(cls, parser, *names):
-        """Add a flag for each of these fields, or for all, with the paper's numbers as defaults."""
+    def add_flags(cls, parser, *names, with_source=True):
+        """Add a flag for each of these fields, or for all, with the paper's numbers as defaults.
+
+        with_source  whether the help says where the paper has them; other papers have other numbers
+        """
         for field in dataclasses.fields(cls):
             if not names or field.name in names:
                 flag = f"--{field.name.replace('_', '-')}"
                 help = field.metadata["help"]
+                if with_source:
+                    help += f" ({field.metadata['source']})"
                 parser.add_argument(flag, type=field.type, default=field.default, help=help)
 
     @classmethod

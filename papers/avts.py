@@ -15,17 +15,24 @@ The networks and their sampler, data, runs and checkpoints are those of pretrain
     question    Each pair of a video and a sound is in sync or not, by its distance alone, where
                 pretrain.py asks which sound of a share is that of a video.
     negatives   Easy ones are of other titles. Hard ones are of the same title, 0.5 s or more away.
-    curriculum  Easy ones alone at first; from epoch 50 on a quarter of them is hard.
+    curriculum  Easy ones alone at first; after 50 epochs a quarter of the negatives are hard.
+    snippets    They overlap, on a grid finer than a snippet. Nothing but the crop is random in
+                them: no bands of the spectrogram drop out.
 
-Only the paper's abstract was at hand. Remembered and unverified are the loss and its margin, the
-kinds of negatives, the curriculum, MC3-18, 25 frames at 25 fps of 224 pixels, 1 s of sound in 40
-mel filters every 10 ms, and 4 GPUs of 16. A public fork of SlowFast has the same loss, on halved
-embeddings of unit length. Our choices are two snippets of a window of 10 s of film, where the paper
-has clips of 10 s; the audio ResNet-18, since the layers of its VGG-like network are not known to
-us; Adam and the cosine of pretrain.py, since its learning rate is not; and those named below.
+Only the paper's abstract was at hand, which has the task, a contrastive loss, a curriculum and a
+choice of negatives. Remembered and unverified are the loss and its margin, the kinds of negatives,
+the epochs and shares of the curriculum, MC3-18, 25 frames at 25 fps of 224 pixels, 1 s of sound in
+40 mel filters every 10 ms with an FFT of 1024, and 4 GPUs of 16. A public fork of SlowFast has this
+loss, on halved embeddings of unit length. Our choices are two snippets of a window of 10 s of film,
+where the paper has clips of 10 s; the audio ResNet-18, since the layers of its VGG-like network are
+not known to us; Adam and the cosine of pretrain.py, since its learning rate is not; and what is
+marked so below.
 
-B samples of a share, each a snippet with its frames and sound; T frames of H x W pixels; P mel
-filters; Q audio frames; d = 512, the size of an embedding.
+An epoch passes over each second twice. The 90 epochs are of clips; of 100 films of 105 min they
+would be 1.6 million steps, so films take fewer --epochs, and an earlier --hard-after.
+
+B samples of a share, each a snippet with its frames and sound; T frames of H x W pixels; S samples
+of sound; P mel filters; Q audio frames; d = 512, the size of an embedding.
 """
 
 import math
@@ -61,12 +68,12 @@ from harness.run import (
     count,
     count_step,
     describe_rate,
+    finish_run,
     is_too_bad,
     log_step,
     reason_to_end,
     report_run,
     report_titles,
-    report_totals,
     resume,
     save_run,
     unreadable,
@@ -77,7 +84,9 @@ from media.format import Format
 from models import AudioVisualModel, largest_map, restore_statistics, update_statistics
 from sampler import HierarchicalSampler
 
-GAP = 0.5  # seconds between a snippet and a hard negative, from the end of one (our choice)
+# Seconds, at least, from the end of the earlier one of a snippet and a hard negative to the
+# beginning of the later one (our choice: the paper's 0.5 s may be from beginning to beginning).
+GAP = 0.5
 ROUNDING = 1e-6  # seconds
 
 # -------------------------------------------------------------------------------------------------
@@ -102,11 +111,10 @@ def kinds_of_negatives(title, begin, seconds):
     """Which pairs (i, j) are which negatives: {easy, hard, superhard}, each (B, B) of bool.
 
         easy        of two titles
-        hard        of one title, with GAP seconds or more between the end of one and the
-                    beginning of the other (the paper's 0.5 s may be from beginning to beginning)
+        hard        of one title, GAP seconds or more apart
         superhard   of one title, overlapping
 
-    Snippets of one title that are less than GAP apart are neither.
+    Snippets of one title that do not overlap, and are less than GAP apart, are none of these.
 
     title    (B,) the title of each sample
     begin    (B,) the second at which it begins, on the time axis of its title
@@ -123,16 +131,16 @@ def kinds_of_negatives(title, begin, seconds):
 
 
 def margin_loss(d, easy, hard, hard_share, margin=0.99):
-    """The contrastive margin loss, in the mean of the negatives that a share h of hard ones gives.
+    """The contrastive margin loss, with a weight h of the hard negatives among all negatives.
 
         E(h) = 1/2 [ mean_i d_ii^2 + (1 - h) mean_easy max(m - d_ij, 0)^2
                                    +      h  mean_hard max(m - d_ij, 0)^2 ]
 
-    The paper draws one negative for each positive, and a share h of them is hard. This is the
-    expectation of that over all pairs of the share (our choice): the same without the noise of
-    the draw. Each embedding is in a positive and in negatives alike, so BatchNorm cannot tell
-    the network which of them a pair is. A network that tells nothing apart does best with all
-    distances at m / 2, and has a loss of m^2 / 4 = 0.245.
+    The paper draws one negative for each positive, of which a fraction h is hard. This is the
+    expectation of that over all pairs of a share that has both kinds (our choice): the same without
+    the noise of the draw. Every embedding is in positives and in negatives, so the statistics of
+    BatchNorm cannot tell the network which of them a pair is. A network that tells nothing apart
+    does best with all distances at m / 2, and has a loss of m^2 / 4 = 0.245.
 
     d           (B, B) distances, from 0 to 1
     easy, hard  (B, B) which pairs are such negatives; without any, their term is 0
@@ -165,7 +173,7 @@ def loss_of_share(batch, hard_share, fronts, parallel, args, processes):
 
 
 # -------------------------------------------------------------------------------------------------
-# Arguments: without flags, on 1, 2 or 4 GPUs, the paper's run
+# Arguments: without flags, on 1, 2 or 4 GPUs, the paper's recipe as it is remembered, on films
 # -------------------------------------------------------------------------------------------------
 
 PAPER = {"frames": 25, "fps": 25.0, "short_side": 224, "crop": 224}
@@ -194,7 +202,7 @@ TOY = {
 def parse_args(argv=None):
     parser = make_parser(__doc__, "python -m papers.avts")
     add_paper_flags(parser.add_argument)
-    Format.add_flags(parser)
+    Format.add_flags(parser, with_source=False)
     parser.set_defaults(**PAPER)
     add_run_flags(parser.add_argument)
     known, _ = parser.parse_known_args(argv)
@@ -210,12 +218,13 @@ def add_paper_flags(add):
     add("--toy", action="store_true", help="small settings, on the toy world")
     add("--data", default="datasets/movies-25fps", help="a folder of films and shows, or LIST.txt")
     add("--out", help="folder of the run; default runs/avts- and a name from the flags")
-    title = "what a title is to the sampler: a show, or each of its files"
+    title = "what a title is to the sampler: a show, or each of its files, which then are easy "
+    title += "negatives of one another"
     add("--title", choices=("show", "episode"), default="show", help=title)
-    hard_share = "h, the share of hard negatives from --hard-after on; 0: easy ones alone"
+    hard_share = "h, the fraction of hard negatives after --hard-after; 0: easy ones alone"
     add("--hard-share", type=float, default=0.25, help=hard_share)
     add("--hard-after", type=float, default=50.0, help="epochs of easy negatives alone")
-    superhard = "overlapping snippets in place of hard ones, which the paper found not to help"
+    superhard = "overlapping snippets in place of hard ones (remembered: that does not help)"
     add("--superhard", action="store_true", help=superhard)
     add("--margin", type=float, default=0.99, help="m; distances go from 0 to 1")
     network = "video network, as models.py names it; the paper's is MC3-18"
@@ -223,7 +232,7 @@ def add_paper_flags(add):
     add("--batch-size", type=int, default=64, help="snippets of a step, over all GPUs")
     add("--share", type=int, default=16, help="snippets that are paired together: 64 / 4 GPUs")
     add("--k", type=int, default=2, help="snippets of a title in a share (our choice)")
-    add("--w", type=int, default=19, help="window that they come from: 10 s of film (our choice)")
+    add("--w", type=int, default=19, help="window, in places of --stride (our choice: 10 s)")
     stride = "seconds between the beginnings of neighbouring snippets (our choice)"
     add("--stride", type=float, default=0.5, help=stride)
     add("--epochs", type=int, default=90, help="of sum M_n / batch steps (the steps: our choice)")
@@ -252,6 +261,11 @@ def check_args(args, world_size):
         ("stride", args.stride > 0, "above 0"),
         ("hard_share", 0 <= args.hard_share <= 1, "from 0 to 1"),
         ("hard_after", args.hard_after >= 0, "0 or more"),
+        (
+            "hard_share",
+            args.hard_share > 0 or not args.superhard,
+            "above 0 with --superhard, which replaces hard negatives",
+        ),
         ("margin", 0 < args.margin <= 1, "above 0, and 1 or less"),
         (
             "k",
@@ -282,10 +296,16 @@ def check_args(args, world_size):
 
 def make_sampler(args, train):
     try:
-        return HierarchicalSampler(train.counts, args.batch_size, args.k, args.w, args.seed)
+        sampler = HierarchicalSampler(train.counts, args.batch_size, args.k, args.w, args.seed)
     except ValueError as error:
         remedy = "take a smaller --k or --batch-size, or longer films"
         raise BadInput(f"--data {args.data}: {error}; {remedy}") from error
+    if len(sampler.titles) == 1:
+        raise BadInput(
+            f"--data {args.data}: holds one title to train on, and easy negatives are of two; add "
+            "films, or hold out none (--held-out 0)"
+        )
+    return sampler
 
 
 def learning_rate(args, step, steps_per_epoch):
@@ -327,7 +347,7 @@ def draw_run(rows, args, path):
 def report_start(args, titles, train, held_out, sampler, processes, resumed, step):
     """Print what this run is, before it begins."""
     report = processes.report
-    report_titles(titles, train, held_out, "synchronisation", processes)
+    report_titles(titles, train, held_out, "synchronisation", args.k, processes)
     shares = args.batch_size // args.share
     report(f"batch     {args.batch_size} = {shares} x {args.share} paired together: k = {args.k}")
     report(f"          snippets from each of {sampler.groups} titles, window {args.w}")
@@ -336,8 +356,10 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
     report(f"          {hard:.1f} hard ones, {superhard:.1f} super-hard ones")
     report(f"          a loss of {args.margin**2 / 4:.3f} tells nothing apart")
     kind = "super-hard" if args.superhard else "hard"
-    after = f"{args.hard_share:.0%} of the negatives {kind} after epoch {args.hard_after:g}"
-    report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs; {after}")
+    negatives = f"{args.hard_share:.0%} of the negatives {kind} after {args.hard_after:g} epochs"
+    if args.hard_share == 0 or args.hard_after >= args.epochs:
+        negatives = "easy negatives alone"
+    report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs; {negatives}")
     report_run(args, processes, resumed, step)
 
 
@@ -484,9 +506,8 @@ def main(args):
                 raise end
 
     progress.close()
-    report_totals(done, since_start, total_steps, args, processes)
-    run.finish({"arguments": run.settings, "done": done, **summarise(run.rows, MEASURED)})
-    processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
+    summary = {"paper": "AVTS", **summarise(run.rows, MEASURED)}
+    finish_run(run, summary, done, since_start, total_steps, args, processes)
     processes.end()
 
 

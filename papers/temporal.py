@@ -907,11 +907,11 @@ def report_leaks(run, heads, step, steps_per_epoch, processes):
 
 
 def summary_of(rows, args):
-    """The curves of all terms and accuracies, over the steps and on held-out titles."""
+    """The paper; the curves of all terms and accuracies, over the steps and on held-out titles."""
     heads = heads_of(args.tasks)
     of_steps = [*CONTRASTS, *(f"accuracy_{name}" for name in heads)]
     measures = [*SYNCHRONISATION, *(f"held_out_{name}" for name in heads)]
-    return summarise(rows, measures, of_steps)
+    return {"paper": "Temporal", **summarise(rows, measures, of_steps)}
 
 
 # What the pictures show of each term and of each head: (title of its panel, unit).
@@ -955,7 +955,7 @@ def report_start(run, args, titles, train, held_out, sampler, processes, resumed
     chance = chance_levels(sampler, train, args)
     if not resumed:
         run.log(step=0, chance=chance)
-    report_titles(titles, train, held_out, "synchronisation", processes)
+    report_titles(titles, train, held_out, "synchronisation", args.k, processes)
     shares = args.batch_size // args.share
     report(
         f"batch     {args.batch_size} = {shares} x {args.share} contrasted together: k = {args.k}"

@@ -51,7 +51,6 @@ def test_equal_embeddings_have_a_distance_of_0_and_a_finite_gradient():
     avts.margin_loss(d, everything, everything, 0.25).backward()
     assert z.grad.isfinite().all() and z.grad.abs().sum() > 0
     z.grad = None
-    d.diagonal().sum()
     avts.distance(z, z).diagonal().sum().backward()
     assert (z.grad == 0).all()
 
@@ -174,9 +173,11 @@ def test_a_run_follows_the_curriculum_and_measures_synchronisation(whole):
     assert shares == [0.0] * half + [0.25] * half and half > 0
     assert len(read_log(out, "sync_same")) == 5  # at each half of an epoch
     result = json.loads((out / "result.json").read_text())
+    assert result["paper"] == "AVTS"  # as lab.compare names its rows
     assert {"loss", "sync_same", "sync_other"} == result["final"].keys()
     assert (out / "curves.png").exists()
     assert "a loss of 0.245 tells nothing apart" in printed
+    assert "25% of the negatives hard after 1 epochs" in printed
     checkpoint = load_checkpoint(out)
     assert checkpoint["networks"] == {"video": "mc3_18", "audio": "audio_resnet18"}
     assert {"video", "audio", "video_head", "audio_head", "front_end"} < checkpoint.keys()
@@ -272,6 +273,7 @@ def test_superhard_negatives_take_the_place_of_hard_ones():
     [
         ("--hard-share 1.5", "--hard-share 1.5: must be from 0 to 1"),
         ("--hard-share -0.1", "--hard-share -0.1: must be from 0 to 1"),
+        ("--hard-share 0 --superhard", "--hard-share 0.0: must be above 0 with --superhard"),
         ("--w 2", "hard negatives are 0.5 s apart"),
         ("--stride 0.1 --w 10", "hard negatives are 0.5 s apart"),
         ("--superhard --stride 1", "--superhard needs overlapping ones"),
@@ -286,3 +288,14 @@ def test_what_cannot_be_trained_is_refused(flags, message, tmp_path):
     found = refused("papers.avts", "--toy", "--share", 16, "--out", out, *flags.split())
     assert message in found
     assert not out.exists()
+
+
+def test_a_single_title_is_refused_since_it_has_no_easy_negatives(toy, tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    (films / "film.mp4").symlink_to(toy / "films" / "film000.mp4")
+    flags = flags_of(toy, tmp_path / "out", "--data", films)
+    status, _, errors = run_script("papers.avts", *flags)
+    assert status == 2 and "Traceback" not in errors
+    assert "holds one title to train on, and easy negatives are of two" in errors
+    assert not (tmp_path / "out").exists()

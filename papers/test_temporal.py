@@ -646,6 +646,7 @@ def test_a_run_logs_each_term_and_each_tasks_accuracy_and_what_guessing_gives(wh
         assert f"task      {name}: " in printed
         assert f"chance {chance[f'accuracy_{name}']:.2f}" in printed
     result = json.loads((out / "result.json").read_text())
+    assert result["paper"] == "Temporal"  # as lab.compare names its rows
     assert {"loss", "contrast_vv", "accuracy_order_vv", "held_out_order_vv", "sync_same"} <= set(
         result["final"]
     )
