@@ -69,12 +69,12 @@ from harness.run import (
     count,
     count_step,
     describe_rate,
+    finish_run,
     is_too_bad,
     log_step,
     reason_to_end,
     report_run,
     report_titles,
-    report_totals,
     resume,
     save_run,
     unreadable,
@@ -1107,9 +1107,8 @@ def main(args):
                 raise end
 
     progress.close()
-    report_totals(done, since_start, total_steps, args, processes)
-    run.finish({"arguments": run.settings, "done": done, **summary_of(run.rows, args)})
-    processes.report(f"finished  {run.checkpoint_path}, log.jsonl, curves.png, result.json")
+    summary = summary_of(run.rows, args)
+    finish_run(run, summary, done, since_start, total_steps, args, processes)
     processes.end()
 
 

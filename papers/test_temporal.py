@@ -650,6 +650,7 @@ def test_a_run_logs_each_term_and_each_tasks_accuracy_and_what_guessing_gives(wh
     assert {"loss", "contrast_vv", "accuracy_order_vv", "held_out_order_vv", "sync_same"} <= set(
         result["final"]
     )
+    assert result["training_seconds"] > 0
     assert (out / "curves.png").exists()
 
 
