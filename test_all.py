@@ -134,6 +134,7 @@ import loss
 import media.__main__
 import models
 import papers.avts
+import papers.temporal
 import pretrain
 import sampler
 from data import ESC50, AudioFrontEnd, Labeled, LabeledVideos, Titles, VideoFrontEnd
@@ -2348,6 +2349,7 @@ PARSERS = {
     "-m lab.evaluate": lab.evaluate.parse_args,
     "-m lab.findings": lab.findings.parse_args,
     "-m papers.avts": papers.avts.parse_args,
+    "-m papers.temporal": papers.temporal.parse_args,
 }
 
 

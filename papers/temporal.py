@@ -2,7 +2,7 @@
 Temporal Self-Supervision" (Jenni, Black, Collomosse, 2023).
 
     python -m papers.temporal --toy                     the toy world, on a CPU, in minutes
-    torchrun --nproc_per_node 8 -m papers.temporal      8 GPUs, datasets/movies
+    torchrun --nproc_per_node 8 -m papers.temporal      8 GPUs, datasets/movies-10fps
     python -m papers.temporal                           the same run on one GPU, share by share
     python -m papers.temporal --tasks none              its ablations: the contrast alone,
     python -m papers.temporal --tasks speed             one task beside the contrast,
@@ -10,7 +10,7 @@ Temporal Self-Supervision" (Jenni, Black, Collomosse, 2023).
 
 Prepared files are read faster. Each of their frames has to be a key frame:
 
-    python -m media prepare FILMS datasets/movies --fps 10 --gop 1 --short-side 128
+    python -m media prepare FILMS datasets/movies-10fps --fps 10 --gop 1 --short-side 128
 
 The networks and their sampler, data, runs and checkpoints are those of pretrain.py. What differs:
 
@@ -638,7 +638,7 @@ def parse_args(argv=None):
 
 def add_paper_flags(add):
     add("--toy", action="store_true", help="small settings, on the toy world")
-    add("--data", default="datasets/movies", help="a folder of films and shows, or LIST.txt")
+    add("--data", default="datasets/movies-10fps", help="a folder of films and shows, or LIST.txt")
     add("--out", help="folder of the run; default runs/temporal- and a name from the flags")
     title = "what a title is to the sampler: a show, or each of its files"
     add("--title", choices=("show", "episode"), default="show", help=title)
