@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -558,9 +557,7 @@ def start_training(net, files, split, state, args, processes):
     )
     steps = len(files) // args.batch_size
     start, totals = resume_split(net, optimizer, state, split, steps, processes)
-    model = net
-    if processes.world_size > 1:
-        model = DistributedDataParallel(net, broadcast_buffers=False, gradient_as_bucket_view=True)
+    model = processes.parallel(net)
     model.train()
     # One loader reads for all epochs, so that its workers do not stop between them.
     samples = own_shares(len(files), start, args, processes)

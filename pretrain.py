@@ -24,7 +24,6 @@ from collections import Counter
 from functools import partial
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from data import (
@@ -44,6 +43,7 @@ from harness.errors import BadInput, make_parser, moved, one_line_errors
 from harness.flags import MAY_CHANGE, add_run_flags, check_rules, names_of_flags, rules_of_run
 from harness.run import (
     NOTHING_DONE,
+    TOO_LARGE,
     Processes,
     Progress,
     Run,
@@ -447,11 +447,7 @@ def main(args):
         measure(start)  # A run that was told to stop saved first.
     if args.compile:
         model.compile(dynamic=False)
-    parallel = model
-    if world_size > 1:
-        parallel = DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+    parallel = processes.parallel(model)
 
     # The loop.
     batches = read_shares(train, own_shares(sampler, start, args, processes), args, processes)
@@ -528,9 +524,6 @@ if __name__ == "__main__":
     with one_line_errors(
         "pretrain.py",
         interrupted="the same command resumes from the last checkpoint",
-        hints={
-            torch.OutOfMemoryError: "a --share is too large for the memory of this GPU; take a "
-            "smaller one, which --k has to divide"
-        },
+        hints=TOO_LARGE,
     ):
         main(parse_args())

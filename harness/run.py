@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from harness.errors import BadInput, Stopped, printable
@@ -123,10 +124,16 @@ class Processes:
         each = number // self.world_size
         return range(self.rank * each, (self.rank + 1) * each)
 
+    def parallel(self, model):
+        """The model, in DistributedDataParallel where there are several processes."""
+        if self.world_size == 1:
+            return model
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
     def accumulate(self, parallel, is_last):
         """A context for one of the backward passes of a step, whose gradients add up.
 
-        parallel  the model, in DistributedDataParallel where there are several processes
+        parallel  what `parallel` has returned
         is_last   whether this pass is the last: in it the processes average their gradients
         """
         if self.world_size == 1 or is_last:
@@ -269,6 +276,11 @@ def wait_for_parent():
     os._exit(0)
 
 
+# Of a pretraining that has too little memory, what would be right: for `one_line_errors`.
+TOO_LARGE = {
+    torch.OutOfMemoryError: "a --share is too large for the memory of this GPU; take a smaller "
+    "one, which --k has to divide"
+}
 SKIPS = 10  # steps in a row whose loss or gradient is not finite end a run
 
 

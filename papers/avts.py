@@ -41,7 +41,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from data import (
@@ -61,6 +60,7 @@ from harness.errors import BadInput, make_parser, one_line_errors
 from harness.flags import MAY_CHANGE, add_run_flags, check_rules, names_of_flags, rules_of_run
 from harness.run import (
     NOTHING_DONE,
+    TOO_LARGE,
     Processes,
     Progress,
     Run,
@@ -436,11 +436,7 @@ def main(args):
         save(0, done)
     elif start % steps_to_measure == 0 and not run.has_logged(start, "sync_same"):
         measure(start)  # A run that was told to stop saved first.
-    parallel = model
-    if world_size > 1:
-        parallel = DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+    parallel = processes.parallel(model)
 
     # The loop.
     batches = read_shares(train, own_shares(sampler, start, args, processes), args, processes)
@@ -515,9 +511,6 @@ if __name__ == "__main__":
     with one_line_errors(
         "python -m papers.avts",
         interrupted="the same command resumes from the last checkpoint",
-        hints={
-            torch.OutOfMemoryError: "a --share is too large for the memory of this GPU; take a "
-            "smaller one, which --k has to divide"
-        },
+        hints=TOO_LARGE,
     ):
         main(parse_args())
