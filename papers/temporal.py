@@ -99,8 +99,7 @@ LEAK = 0.99  # A task whose accuracy is as high in the first epoch is no task.
 #   the place in a file      All clips fit at every place, so no speed is drawn more often at some.
 #   one tempo for both       Speeds and directions of sight and sound are four independent draws.
 #   groups of pictures       Sharpness falls along a group, and one begins at each prepared snippet.
-#                            So prepared files need `--gop 1`. In original films groups begin
-#                            anywhere, and clips of a grid do not begin with them.
+#                            So prepared files need `--gop 1`.
 #   skipped columns          Of a spectrogram, columns that are further apart correlate less. So the
 #                            waveform is resampled.
 #   the resampler            Every speed, 1 too, passes the same low-pass as it is heard, from sound
@@ -110,9 +109,10 @@ LEAK = 0.99  # A task whose accuracy is as high in the first epoch is no task.
 #   loudness                 Power at higher frequencies is less, so a faster sound may be softer. A
 #                            random gain of up to 6 dB hides most of it.
 #
-# What reading cannot close: a film whose sound does not reach half of the rate of a clip, since a
-# faster clip has the higher frequencies that a slower one lacks. So files should have more samples
-# a second than clips. Of a prepared file, the first 5 ms are silent, which is in its first place.
+# What reading cannot close: groups of pictures in files that were not prepared, where grain may
+# stay for longer than a frame; a film whose sound does not reach half of the rate of a clip, or has
+# no more samples a second than a clip, since sound that is played faster has the frequencies that
+# it lacks; and the first 5 ms of a prepared file, which are silent.
 # -------------------------------------------------------------------------------------------------
 
 SPEEDS = ((1, 2, 4, 8), (1, 2))  # of the sight, as in prior code of the first author; of the sound

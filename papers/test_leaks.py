@@ -8,6 +8,10 @@ would not see what an encoder does. The codecs are those of `media prepare`.
 The classifier is a logistic regression on simple statistics of what the networks would get. It is
 fitted on the clips of one half of the films and tested on those of the other half. Each leak that
 is closed is opened once, and has to be found.
+
+With 20 seeds the right answers were within 2.8 standard errors of chance, and each leak was found
+with all of 8 seeds. Of more clips, 6,000 of sight and 15,000 of sound, 24.5 % of the speeds and
+48.9 % of the directions of sight were told, and 50.4 % and 50.3 % of those of sound.
 """
 
 import dataclasses
@@ -22,14 +26,15 @@ from data import AudioFrontEnd, VideoFrontEnd, collate
 from media.format import Format
 from media.prepare import PREPARED, write_media
 
-# Clips are short and frames are many, so that 100 clips that share nothing take 64 s of film. Both
-# kinds need 0.64 s: frames at 8 times the speed, or sound at 2 times the speed.
+# Clips are short and frames are many, so that 100 clips that share nothing take 64 s of film. At
+# most a clip takes a PLACE: that is of sight at 8 times the speed, and of sound at twice the speed.
 OF_SIGHT = Format(frames=8, fps=100, short_side=32, crop=24, rate=16000)
 OF_SOUND = Format(frames=8, fps=25, short_side=32, crop=24, rate=16000, n_fft=512, hop=160, mels=40)
 SOUND_ALONE = ((1,), (1, 2))  # speeds
 AS_FILMED = ((1,), (1,))
 
-PLACES = 100  # of a film, each for one clip
+PLACE = 0.64  # seconds, for one clip
+PLACES = 100  # of a film
 GRAIN = 3.0  # levels, rms: the steps of the encoder are 6 levels
 LOUDNESS = 0.1  # rms
 FIRST_CODEC = ("ac3", {"b": "96k"})  # what `media prepare` wrote at first
@@ -48,7 +53,7 @@ def write_films(folder, count, fmt, seed=0, gop=1, sound=PREPARED["sound"], cut=
     cut    Hz; the noise has nothing above
     """
     film = Format(frames=8, fps=fmt.fps, rate=48000)
-    snippets = round(0.64 * PLACES / film.seconds)
+    snippets = round(PLACES * PLACE / film.seconds)
     folder.mkdir(exist_ok=True)
     for number in range(count):
         rng = np.random.default_rng((seed, number))
@@ -127,8 +132,7 @@ def read_clips(folder, fmt, speeds, seed=0, gap=0.0):
     Returns a dict of their `video` (B, 3, T, H, W) and `audio` (B, 1, P, Q) as the networks get
     them, their labels (B,) and `title` (B,).
     """
-    longest = fmt.seconds * max(max(of_one) for of_one in speeds)
-    titles = temporal.TemporalTitles(folder, fmt, speeds, stride=longest + gap)
+    titles = temporal.TemporalTitles(folder, fmt, speeds, stride=PLACE + gap)
     places = [(n, m) for n, count in enumerate(titles.counts) for m in range(count)]
     clips = collate([titles[n, m, (seed, 0, 0, i)] for i, (n, m) in enumerate(places)])
     assert not any(clips.pop("failures"))
