@@ -519,7 +519,8 @@ def test_a_head_is_asked_about_pairs_only():
 def test_the_log_of_a_step_has_the_means_of_the_shares_and_no_nan():
     heads = ["speed_video", "order_vv"]
     numbers = [2.0, 4.0, 6.0, 1.0, math.nan, 30.0, 0.0, 64.0, 0.0]
-    loss, row = temporal.describe_step(numbers, heads, shares=2)
+    args = temporal.parse_args(["--contrast-weight", "0.5"])
+    loss, row = temporal.describe_step(numbers, heads, 2, args)
     assert math.isnan(loss)
     assert row == {
         "contrast_vv": 1.0,
@@ -529,6 +530,12 @@ def test_the_log_of_a_step_has_the_means_of_the_shares_and_no_nan():
         "accuracy_speed_video": 30 / 64,
         "accuracy_order_vv": 0.0,
     }
+
+
+def test_the_loss_is_the_sum_of_all_terms_and_the_contrasts_have_a_weight():
+    terms = {"contrast_vv": 1.0, "contrast_va": 2.0, "contrast_av": 3.0, "order_vv": 4.0}
+    args = temporal.parse_args(["--contrast-weight", "0.5"])
+    assert temporal.sum_of(terms, args) == 0.5 * (1.0 + 2.0 + 3.0) + 4.0
 
 
 class Counted:
@@ -557,7 +564,7 @@ def test_chance_is_what_guessing_gives_without_flags():
         assert chance[f"accuracy_{name}"] == pytest.approx(expected[name], abs=0.02)
         assert chance[f"by_speed_{name}"] == pytest.approx(knowing_the_speeds[name], abs=0.02)
     others = 2 * math.log(2) + math.log(4) + math.log(2) + 3 * math.log(3)
-    assert chance["loss"] == pytest.approx(3 * chance["contrast_vv"] + others)
+    assert chance["loss"] == pytest.approx(0.2 * 3 * chance["contrast_vv"] + others)
     args.bank = 0
     chance = temporal.chance_levels(sampler, Counted(), args)
     assert chance["contrast_av"] == pytest.approx(math.log(63))
@@ -636,7 +643,9 @@ def test_a_run_logs_each_term_and_each_tasks_accuracy_and_what_guessing_gives(wh
     terms = {name: read_log(out, name) for name in [*temporal.CONTRASTS, *heads]}
     losses = read_log(out)
     assert len(losses) == 14
-    assert [sum(of_step) for of_step in zip(*terms.values())] == pytest.approx(losses)
+    weights = [0.2] * len(temporal.CONTRASTS) + [1] * len(heads)
+    for loss, *of_step in zip(losses, *terms.values()):
+        assert loss == pytest.approx(sum(w * term for w, term in zip(weights, of_step)))
     (chance,) = read_log(out, "chance")
     for name in heads:
         accuracies = read_log(out, f"accuracy_{name}")
@@ -756,7 +765,7 @@ def test_a_step_that_is_not_finite_adds_nothing_to_the_bank(
     assert checkpoint["progress"]["skipped"] == 1
     assert checkpoint["bank"]["_extra_state"] == 16 * 6
     terms = [read_log(tmp_path, name) for name in temporal.CONTRASTS]
-    assert read_log(tmp_path) == pytest.approx([sum(of_step) for of_step in zip(*terms)])
+    assert read_log(tmp_path) == pytest.approx([0.2 * sum(of_step) for of_step in zip(*terms)])
     assert "NaN" not in (tmp_path / "log.jsonl").read_text().replace("loss nan", "")
 
 
