@@ -535,7 +535,6 @@ def measure_log_mel(audio_front, train, processes):
     audio_front.mean, audio_front.std = processes.on_rank_0(measure)
 
 
-@torch.no_grad()
 def embed_held_out(held_out, model, fronts, args, processes):
     """Evenly spaced snippets of held-out titles, with central crops, through the networks.
 
@@ -549,25 +548,36 @@ def embed_held_out(held_out, model, fronts, args, processes):
     has_pairs = len(held_out) >= 2 and len(samples) > len(held_out)
     if not has_pairs:
         return None
+    batches = embed_snippets(held_out, samples, args.share, model, fronts, args, processes)
+    if processes.rank > 0:
+        return None
+    z_v, z_a, title, _, failures = zip(*batches)
+    z_v, z_a, title = (torch.cat(x).to(processes.device) for x in (z_v, z_a, title))
+    return z_v, z_a, title, sum(failures, [])
+
+
+@torch.no_grad()
+def embed_snippets(titles, samples, share, model, fronts, args, processes):
+    """Samples through the networks, in testing mode, so many of them at a time.
+
+    Returns [(z_v (B, d), z_a (B, d), title (B,), begin (B,), failures)] of all batches on rank 0,
+    on the CPU, and an empty list on other ranks.
+    """
     samples = samples[processes.rank :: processes.world_size]
-    shares = [samples[i : i + args.share] for i in range(0, len(samples), args.share)]
+    shares = [samples[i : i + share] for i in range(0, len(samples), share)]
     video_front, audio_front = fronts
     processes.share_buffers(model)  # so that what is measured is what the checkpoint keeps
     model.eval()
-    own = []  # (z_v, z_a, titles, failures) of each batch of this rank
-    for batch in read_shares(held_out, shares, args, processes):
+    own = []
+    for batch in read_shares(titles, shares, args, processes):
         video = video_front(batch["video"].to(processes.device))
         audio = audio_front(batch["waveform"].to(processes.device))
         with processes.autocast():
             z_v, z_a = model(video, audio)
-        own.append((z_v.cpu(), z_a.cpu(), batch["title"], sum(batch["failures"], [])))
+        failures = sum(batch["failures"], [])
+        own.append((z_v.cpu(), z_a.cpu(), batch["title"], batch["begin"], failures))
     model.train()
-    of_all_ranks = processes.collect_on_rank_0(own)
-    if processes.rank > 0:
-        return None
-    z_v, z_a, title, failures = zip(*of_all_ranks)
-    z_v, z_a, title = (torch.cat(x).to(processes.device) for x in (z_v, z_a, title))
-    return z_v, z_a, title, sum(failures, [])
+    return processes.collect_on_rank_0(own)
 
 
 def front_end_state(fmt, video, audio):

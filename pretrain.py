@@ -89,9 +89,6 @@ TOY = {
     "workers": 2,
 }
 
-# Settings that may differ when a run is resumed, since they change nothing that is trained.
-MAY_CHANGE = (*MAY_CHANGE, "compile")
-
 
 def before(args):
     """What the arguments of an older run lack, as it was at its time."""

@@ -5,7 +5,8 @@ from pathlib import Path
 from harness.errors import BadInput
 
 # Settings that may differ when a run is resumed, since they change nothing that is trained.
-MAY_CHANGE = ("out", "processes", "workers", "save_minutes", "keep", "max_bad", "measure_every")
+MAY_CHANGE = ("out", "processes", "workers", "compile", "save_minutes", "keep", "max_bad")
+MAY_CHANGE += ("measure_every",)
 
 
 def add_run_flags(add):

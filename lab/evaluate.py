@@ -19,7 +19,7 @@ looked at before C is chosen and the SVM is fitted, once.
 
 `retrieve` is named in the abstract of the Temporal paper (Jenni, Black and Collomosse, 2023), and
 its details are not known to us: each test file of a split queries the training files, and R@K is
-the share of the queries that find a file of their class among the K most similar ones. Our choice
+the share of the queries that find a file of their class among the K most similar ones. Our choices
 are the features (the last map, averaged, as for `finetune.py --probe`, then averaged over the
 views with which fine-tuning tests a file: 10 clips, of a video in 3 crops), cosine similarity, and
 that a tie counts against the network.
@@ -367,7 +367,7 @@ def report_retrieve(args, source, sets, run, processes):
     report("recipe: test files query training files; cosine similarity of the mean of the views")
     too_many = [K for K in KS if K not in ks_of(sets)]
     for K in too_many:
-        report(f"left out: R@{K}, since a split has fewer than {K} files to train on")
+        report(f"skipped: R@{K}, since a split has fewer than {K} files to train on")
     report(f"run: {run.out}, on {processes.world_size} x {processes.device.type}")
 
 
@@ -406,7 +406,7 @@ def run_retrieve(args):
     task = finetune.TASKS[args.task]
     source = Source(args, task)
     args.width = source.width
-    args.scale = None  # The sizes of fine-tuning include one of training, which there is none of.
+    args.scale = None  # `set_sizes` fills in the scale of training, too, and nothing is trained.
     set_sizes(args, task, source.front_end)
     check_retrieve_args(args, task)
     sound = {name: source.front_end[name] for name in task["sound"]}

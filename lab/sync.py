@@ -32,7 +32,7 @@ from pathlib import Path
 
 import torch
 
-from data import Titles, even_samples, read_shares
+from data import Titles, embed_snippets, even_samples
 from finetune import load_checkpoint
 from harness.errors import BadInput
 from harness.flags import check_rules
@@ -57,10 +57,8 @@ SHARE = 64  # snippets that go through the networks together; it changes no figu
 def add_sync_flags(parser):
     add = parser.add_argument
     add_checkpoint_flags(add)
-    snippets = (
-        "of each title, evenly spaced (our choice); the similarities of all pairs have to fit "
-    )
-    snippets += "into memory: lower it, or --titles, for a large collection"
+    snippets = "of each title, evenly spaced (our choice); the similarities of all pairs have to "
+    snippets += "fit into memory: lower it, or --titles, for a large collection"
     add("--snippets", type=int, default=64, help=snippets)
     seed = "by which lab.compare sets this run beside others; it changes no figure"
     add("--seed", type=int, default=0, help=seed)
@@ -100,26 +98,6 @@ def load_model(path, sources):
                 "checkpoint.pt of pretrain.py or of one of papers/"
             ) from error
     return model, checkpoint["args"].get("tau", 1.0)
-
-
-@torch.no_grad()
-def embed_snippets(titles, samples, model, fronts, args, processes):
-    """[(z_v, z_a, title, begin, failures)] of each batch, on rank 0; an empty list elsewhere.
-
-    samples  (n, m, None), as `Titles` reads them: with central crops
-    """
-    samples = samples[processes.rank :: processes.world_size]
-    shares = [samples[i : i + SHARE] for i in range(0, len(samples), SHARE)]
-    model.eval()
-    own = []
-    for batch in read_shares(titles, shares, args, processes):
-        video = fronts[0](batch["video"].to(processes.device))  # (B, 3, T, H, W)
-        audio = fronts[1](batch["waveform"].to(processes.device))  # (B, 1, P, Q)
-        with processes.autocast():
-            z_v, z_a = model(video, audio)  # (B, d)
-        failures = sum(batch["failures"], [])
-        own.append((z_v.cpu(), z_a.cpu(), batch["title"], batch["begin"], failures))
-    return processes.collect_on_rank_0(own)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -218,7 +196,7 @@ def report_sync(titles, samples, sources, truth, run, processes):
 def finish_sync(args, titles, truth, tau, batches):
     """Measure. Returns what result.json has, and the lines to print.
 
-    batches  see `embed_snippets`
+    batches  of `data.embed_snippets`
     """
     z_v, z_a, title, begin, failures = zip(*batches)
     z_v, z_a, title, begin = (torch.cat(x) for x in (z_v, z_a, title, begin))
@@ -269,7 +247,7 @@ def measure_sync(args, run, processes, sources, fmt):
     video, _ = sources
     fronts = fronts_of(video.front_end, fmt, processes.device)
     model.to(processes.device)
-    batches = embed_snippets(titles, samples, model, fronts, args, processes)
+    batches = embed_snippets(titles, samples, SHARE, model, fronts, args, processes)
     return processes.on_rank_0(partial(finish_sync, args, titles, truth, tau, batches))
 
 

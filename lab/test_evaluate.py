@@ -473,7 +473,7 @@ def test_videos_are_retrieved_from_a_checkpoint_that_names_its_network(run, toy,
     assert result["settings"]["crop"] == 24 and result["settings"]["short_side"] == 29
     lines = printed.splitlines()
     assert lines[0] == "toy-action: 10 classes, 60 videos (3 views each)"
-    assert "left out: R@50, since a split has fewer than 50 files to train on" in lines
+    assert "skipped: R@50, since a split has fewer than 50 files to train on" in lines
     assert lines[-2:] == result["summary"]
     assert lines[-2].startswith(f"toy-action split 1: R@1 {100 * shares[0]:.1f} %, R@5 ")
     assert lines[-2].endswith("; 20 videos (3 views each) among 40")

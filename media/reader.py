@@ -23,7 +23,8 @@ from harness.errors import BadInput
 from media.format import TOLERANCE
 
 # `media.prepare.write_media` writes this comment into each of its files: the prepared films, and
-# the films of the toy world.
+# the films of the toy world. Its words are those of the default, and files with other groups of
+# pictures have them too.
 MARK = "prepared for pretraining: a group of pictures a snippet"
 
 # The FFmpeg demuxers that read one file and follow no references to others.
