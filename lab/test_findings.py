@@ -540,9 +540,9 @@ def test_the_sweep_makes_what_has_no_row_and_no_more(swept, tmp_path):
     assert sum(" -m media toy " in call for call in calls) == 1
 
 
-def jobs_of(flag):
-    """(seed, world, network) of each job of the sweep with this flag."""
-    command = ["bash", LAB / "sweep.sh", "--list", flag]
+def jobs_of(*flags):
+    """(seed, world, network) of each job of the sweep with these flags."""
+    command = ["bash", LAB / "sweep.sh", "--list", *flags]
     jobs = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [tuple(job.split()[:3]) for job in jobs]
 
@@ -563,6 +563,12 @@ def test_the_sibling_papers_have_a_world_and_three_seeds():
     networks = ["untrained", *TRAINED_ON_TIME]
     expected = {(f"{seed}", "time", network) for seed in range(11, 14) for network in networks}
     assert len(found) == len(expected) and set(found) == expected
+
+
+def test_the_sweep_goes_seed_by_seed():
+    """When it is interrupted, whole seeds can be compared."""
+    seeds = [seed for seed, _, _ in jobs_of()]
+    assert seeds == sorted(seeds) and set(seeds) == {"11", "12", "13", "14", "15"}
 
 
 def test_the_sweep_makes_all_that_the_findings_ask_for(swept):
@@ -588,7 +594,7 @@ def test_the_sweep_trains_all_papers_for_as_many_snippets(swept):
             longest = seconds * highest_speed(args)
             M = 1 + round((153.6 - longest) / stride)  # snippets of a title
             snippets[Path(args.out).name] = args.epochs * (230 * M // args.batch_size) * 64
-            assert (args.width, args.batch_size, args.share, args.mels) == (8, 64, 64, 64)
+            assert (args.width, args.batch_size, args.share, args.mels) == (16, 64, 64, 64)
             assert getattr(args, "network", "r2plus1d_18") == "r2plus1d_18"
             assert (args.n_fft / args.rate, args.hop / args.rate) == (0.064, 0.016)
     assert snippets.keys() == {f"time-11-{name}" for name in TRAINED_ON_TIME}
@@ -617,8 +623,10 @@ def row_of_call(call):
     """The row of a run with this command, whose flags its script has to take."""
     script = script_in(call)
     args = SCRIPTS[script].parse_args(flags_in(call))  # raises BadInput for an unknown flag
+    width = 16 if "/time-" in args.data else 8
     if script in PRETRAININGS:
         SCRIPTS[script].check_args(args, world_size=1)
+        assert args.width == width
     args = vars(args)
     run = {"run": Path(args["out"]).name, "seed": args["seed"]}
     if script.startswith("papers."):
@@ -632,8 +640,8 @@ def row_of_call(call):
         done = {"snippets": steps * args["batch_size"], "skipped": 0}
         curves = {"kl_same_match": ([0, steps], [0, 1]), "gap": ([0, steps], [0, 1])}
         return {**run, "arguments": args, "final": measured, "curves": curves, "done": done}
-    # All networks have one width, that of pretraining.
-    assert args.get("width") == (None if args["ckpt"] else 8)
+    # An untrained network is as wide as those that were pretrained on its world.
+    assert args.get("width") == (None if args["ckpt"] else width)
     result = {"settings": args}
     if args["ckpt"]:
         result["pretraining_step"] = step_of_weights(Path(args["ckpt"]))
