@@ -1,0 +1,107 @@
+"""Tests of the table of the three papers, on made-up rows."""
+
+import json
+
+import pytest
+
+from harness.fixtures import refused, run_script
+from lab.siblings import ACCURACIES, hours_of_film, make_table
+
+TELEVISION = {"w": None, "jitter": 0.0, "tau": None}
+NETWORKS = {  # what sets a run apart: (its paper, its arguments)
+    "iid": (None, {**TELEVISION, "sampling": "iid", "k": 1}),
+    "k1": (None, {**TELEVISION, "k": 1}),
+    "k16": (None, {**TELEVISION, "k": 16}),
+    "k16-w32": (None, {**TELEVISION, "k": 16, "w": 32}),
+    "avts": ("AVTS", {"hard_share": 0.25}),
+    "avts-easy": ("AVTS", {"hard_share": 0.0}),
+    "temporal": ("Temporal", {"speeds": "1,2,4/1,2", "tasks": "speed,direction,order"}),
+    "temporal-none": ("Temporal", {"speeds": "1,2,4/1,2", "tasks": "none"}),
+}
+SNIPPET = {"frames": 8, "fps": 5.0, "batch_size": 64}
+TASK = "toy-action, probe, split all"
+
+
+def pretraining(name, seed, seconds, snippets=45000):
+    paper, arguments = NETWORKS[name]
+    row = {
+        "run": f"time-{seed}-{name}",
+        "seed": seed,
+        "arguments": {"data": f"datasets/sweep/time-{seed}/films", **SNIPPET, **arguments},
+        "final": {"loss": 1.0},
+        "done": {"snippets": snippets, "bad": 0, "skipped": 0},
+        "training_seconds": seconds,
+    }
+    return row if paper is None else {**row, "paper": paper}
+
+
+def probe(name, seed, accuracy):
+    """Of a network with this name; None: one that was not pretrained."""
+    arguments = {"task": "toy-action", "data": f"datasets/sweep/time-{seed}/action", "probe": True}
+    arguments |= {"split": "all", "shots": [1]}
+    pretrained = None if name is None else f"time-{seed}-{name}"
+    return {
+        "run": f"time-{seed}-{name or 'untrained'}-action",
+        "seed": seed,
+        "task": TASK,
+        "pretraining": pretrained,
+        "accuracy": accuracy,
+        "accuracy_of_shots": {"1": accuracy / 2},
+        "arguments": arguments,
+    }
+
+
+def made_up_rows():
+    rows = []
+    for place, name in enumerate([*NETWORKS, None]):
+        for seed in (11, 12):
+            if name is not None:
+                rows.append(pretraining(name, seed, seconds=600 + 10 * seed))
+            rows.append(probe(name, seed, accuracy=0.1 * place + 0.02 * (seed - 11)))
+    return rows
+
+
+def cells_of(lines):
+    """{label: {column: cell}}; of columns of one name the last one counts."""
+    heads, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return {row[0]: dict(zip(heads, row)) for row in rows}
+
+
+def test_the_table_has_one_row_for_each_way_to_pretrain():
+    cells = cells_of(make_table(made_up_rows()))
+    assert list(cells) == ["i.i.d.", "k = 1", "k = 16", "AVTS", "Temporal", "none"]
+    assert all(row["seeds"] == "2" for label, row in cells.items() if label != "none")
+    # 0.2 and 0.22, 0.4 and 0.42: of the base of each paper, not of its variants.
+    assert cells["k = 16"]["action, 1 clip a class"] == "10.5 ± 0.71"
+    assert cells["AVTS"]["action, 1 clip a class"] == "20.5 ± 0.71"
+    assert cells["none"]["action, 1 clip a class"] == "40.5 ± 0.71"
+    assert cells["AVTS"]["snippets"] == "45000" and cells["none"]["snippets"] == ""
+    assert cells["AVTS"]["seconds of training"] == "715 ± 7"
+    assert cells["AVTS"]["retrieval, R@1"] == ""  # not measured
+
+
+def test_each_accuracy_has_a_column_of_its_own():
+    [heads, *_] = make_table(made_up_rows())
+    columns = [head.strip() for head in heads.split("|")[3:-1]]
+    assert columns[: len(ACCURACIES)] == [name.strip() for name in ACCURACIES]
+    place = list(ACCURACIES.values()).index(TASK)
+    row = next(line for line in make_table(made_up_rows()) if line.startswith("| k = 16 "))
+    assert row.split("|")[3 + place].strip() == "21 ± 1.4"
+
+
+def test_hours_of_film_count_the_speeds():
+    for name, hours in (("k1", (20, 20)), ("temporal", (20 * 7 / 3, 20 * 1.5))):
+        row = pretraining(name, 11, 700)
+        assert [hours_of_film(row, part) for part in (0, 1)] == pytest.approx(hours)
+
+
+def test_the_table_is_printed_or_refused(tmp_path):
+    file = tmp_path / "findings.json"
+    file.write_text(json.dumps(made_up_rows()))
+    status, printed, errors = run_script("lab.siblings", file)
+    assert not status, errors
+    assert printed.splitlines()[: len(make_table(made_up_rows()))] == make_table(made_up_rows())
+    elsewhere = [pretraining("k1", 11, 700)]
+    elsewhere[0]["arguments"]["data"] = "datasets/sweep/films-11/films"
+    file.write_text(json.dumps(elsewhere))
+    assert "no pretraining on a world 'time'" in refused("lab.siblings", file)
