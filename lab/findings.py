@@ -1,11 +1,12 @@
-"""What the papers find, asked of runs on the toy world. lab/README.md has the verdicts.
+"""What the papers find, asked of runs on the toy world. lab/README.md says what came out.
 
-    python -m lab.findings lab/findings.json              every verdict, with its comparisons
+    python -m lab.findings lab/findings.json              every verdict: it prints findings.md
     python -m lab.findings runs/compare/findings.json     the same for your own runs
 
 A finding is a list of comparisons. A comparison says that one figure is above another one, and is
 made within each seed, between runs on one world: what is printed is the mean of the differences,
-their standard deviation, and how many seeds are on each side.
+their standard deviation, and how many seeds are on each side. A table of the three papers in one
+world comes last (lab/siblings.py).
 
 Each verdict is given twice: with all runs, and without those that never began to match moments,
 whose KL(S⁻‖S⁺) ended below 0.1. The second says what a setting gives to those that it does not
@@ -23,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.errors import make_parser, one_line_errors, printable
-from lab.compare import UNTRAINED, downstream, group, learning_curves, read_runs
+from lab.compare import UNTRAINED, downstream, group, learning_curves, read_runs, table_row
+from lab.siblings import table_of_papers
 from loss import MEASURES
 
 BEGAN = 0.1  # KL(S⁻‖S⁺), in nats, of a run that began to tell moments of a title apart
@@ -429,24 +431,67 @@ def ask(finding, figures):
     return comparisons, with_all, without, late
 
 
-def print_verdicts(path):
+# --------------------------------------------------------------------------------------------------
+# The page
+# --------------------------------------------------------------------------------------------------
+
+
+def print_page(path):
+    """Print all verdicts, their comparisons, and the table of the three papers, in Markdown."""
     rows, kind, others = of_one_processor(read_runs([path]))
-    print(f"{len(rows)} runs on {printable(kind)}")
-    for other, count in others.items():
-        print(f"left out: {count} runs on {printable(other)}")
     figures = figures_of(rows)
-    for number, finding in FINDINGS.items():
-        comparisons, with_all, without, late = ask(finding, figures)
+    answers = {number: ask(finding, figures) for number, finding in FINDINGS.items()}
+    print("# The findings")
+    print()
+    print(f"By `python -m lab.findings {printable(path)}`: {len(rows)} runs on {printable(kind)}.")
+    for other, count in others.items():
+        print(f"Left out: {count} runs on {printable(other)}.")
+    print(f"Commits: {commits_in_words(rows)}.")
+    print()
+    print_verdicts(answers)
+    for number, (comparisons, with_all, without, _) in answers.items():
+        if not any(with_all):
+            continue  # No seed has the runs that it asks about.
         print()
-        print(f"{number}  {finding.__doc__}")
-        print(f"    all runs: {verdict(with_all)}")
-        if late:
-            print(f"    without {len(late)} that never began: {verdict(without)}")
+        print(f"## {number}. {FINDINGS[number].__doc__}")
+        print()
         for comparison, margins, margins_without in zip(comparisons, with_all, without):
-            line = f"      {describe(comparison)}: {describe_margins(margins)}"
+            line = f"- {describe(comparison)}: {describe_margins(margins)}"
             if margins_without.keys() != margins.keys():
                 line += f"; without: {describe_margins(margins_without)}"
             print(line)
+    lines = table_of_papers(rows)
+    if lines:
+        print()
+        print("## Three papers under one budget")
+        print()
+        print("\n".join(lines))
+
+
+def commits_in_words(rows):
+    """Say how many of these runs were made with the code of each commit: "431b30c (23 runs)"."""
+    counts = Counter(row.get("versions", {}).get("commit", "not recorded") for row in rows)
+    return ", ".join(f"{commit[:12]} ({count} runs)" for commit, count in sorted(counts.items()))
+
+
+def print_verdicts(answers):
+    """Print a table of what `ask` has returned for each finding."""
+    print(table_row(["", "asked", "all runs", "seeds", "without runs that never began"]))
+    print("|---" * 5 + "|")
+    for number, (_, with_all, without, late) in answers.items():
+        of_the_others = f"{verdict(without)} ({len(late)} left out)" if late else ""
+        asked = FINDINGS[number].__doc__
+        print(table_row([number, asked, verdict(with_all), seeds_of(with_all), of_the_others]))
+
+
+def seeds_of(margins):
+    """How many seeds each comparison has that is asked: "5", or "3 to 5"."""
+    counts = [len(of_seed) for of_seed in margins if of_seed]
+    if not counts:
+        return ""
+    if min(counts) == max(counts):
+        return f"{max(counts)}"
+    return f"{min(counts)} to {max(counts)}"
 
 
 def parse_args(argv=None):
@@ -457,4 +502,4 @@ def parse_args(argv=None):
 
 if __name__ == "__main__":
     with one_line_errors("python -m lab.findings", interrupted="run the same command again"):
-        print_verdicts(parse_args().findings)
+        print_page(parse_args().findings)

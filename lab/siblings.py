@@ -1,9 +1,8 @@
 """Three papers under one budget: the same films, networks and number of snippets.
 
-    python -m lab.siblings lab/findings.json       the table of lab/README.md, in Markdown
-
-Each row is a way to pretrain, each column what it is good for: the mean ± standard deviation over
-the seeds. Only runs of one kind of processor are in it. `bash lab/sweep.sh --papers` makes them.
+`python -m lab.findings` prints this table last. Each row of it is a way to pretrain, each column
+what that is good for or what it takes, as the mean ± standard deviation over the seeds.
+`bash lab/sweep.sh --papers` makes the runs.
 """
 
 from collections.abc import Callable
@@ -11,9 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.errors import BadInput, make_parser, one_line_errors, printable
-from lab.compare import UNTRAINED, downstream, group, percents, read_runs, spread, table_row
-from lab.findings import of_one_processor
+from lab.compare import UNTRAINED, downstream, group, percents, spread, table_row
 
 WORLD = "time"
 LABELS = ("i.i.d.", "k = 1", "k = 16", "AVTS", "Temporal", UNTRAINED)
@@ -63,18 +60,15 @@ COSTS = (
 )
 
 
-def make_table(rows):
-    """Return the lines of the table, of rows as `lab.compare` reads them.
+def table_of_papers(rows):
+    """Return the lines of the table in Markdown, or none if no run is on the papers' world.
 
-    Raises BadInput where no run is on the world of the three papers.
+    rows  as `lab.compare` reads them
     """
     groups = group([row for row in rows if "final" in row]).get(WORLD, {})
     labels = [label for label in LABELS if label in groups]
     if not labels:
-        raise BadInput(
-            f"no pretraining on a world {WORLD!r} among them; `bash lab/sweep.sh --papers` makes "
-            "them"
-        )
+        return []
     results = downstream(rows, groups)
     if any(UNTRAINED in accuracy_of_label for accuracy_of_label in results.values()):
         labels.append(UNTRAINED)
@@ -100,23 +94,3 @@ def in_words(cost, runs):
     if min(values) < max(values):
         words += f" ± {np.std(values, ddof=1):.{cost.decimals}f}"
     return words
-
-
-def print_table(path):
-    rows, kind, others = of_one_processor(read_runs([path]))
-    print("\n".join(make_table(rows)))
-    print()
-    print(f"Runs on {printable(kind)}.")
-    for other, count in others.items():
-        print(f"Left out: {count} runs on {printable(other)}.")
-
-
-def parse_args(argv=None):
-    parser = make_parser(__doc__, "python -m lab.siblings")
-    parser.add_argument("findings", metavar="FILE", help="a findings.json of lab.compare")
-    return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    with one_line_errors("python -m lab.siblings", interrupted="run the same command again"):
-        print_table(parse_args().findings)

@@ -12,7 +12,8 @@
 # run becomes a row of lab/findings.json, with the commit, the processor and the versions that it
 # was made with. A run whose row is there is not made again; of one that was interrupted, the same
 # command resumes. Each run writes runs/sweep/NAME/ and runs/sweep/NAME.log; of one that fails, the
-# last line of its log is printed. A world takes 1.1 to 1.2 GB in datasets/sweep/.
+# last line of its log is printed. When all are there, lab/findings.md gets the verdicts. A world
+# takes 1.1 to 1.2 GB in datasets/sweep/.
 
 set -euo pipefail
 shopt -s nullglob
@@ -281,4 +282,5 @@ fi
 mkdir -p runs/sweep datasets/sweep
 export -f make_world has_row make_run list_tests width_of script_of do_job
 list_jobs | xargs -P "$cores" -I{} bash -c "do_job {}"
-python -m lab.findings "$ROWS"
+python -m lab.findings "$ROWS" > lab/findings.md.part
+mv lab/findings.md.part lab/findings.md

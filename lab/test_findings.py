@@ -34,6 +34,7 @@ from loss import MEASURES
 
 LAB = Path(__file__).parent
 STEPS, BATCH = 600, 64
+SNIPPETS = {"batch_size": BATCH, "frames": 8, "fps": 5.0}
 SEEDS = (11, 12, 13)
 
 # What a made-up run is like: its arguments, and figures from which all findings follow.
@@ -128,12 +129,13 @@ def rows_of_a_run(world, seed, name, turned):
             "tau": figures.get("tau"),
             "jitter": figures.get("jitter", 0.0),
             "sampling": figures.get("sampling", "hierarchical"),
-            "batch_size": BATCH,
+            **SNIPPETS,
             "epochs": figures.get("epochs", 2),
             "seed": seed,
             "data": f"datasets/{world}-{seed}/films",
         },
         "done": {"snippets": STEPS * BATCH, "bad": 0, "skipped": 0},
+        "training_seconds": 600.0,
         # It is 0.05 until the run takes off, and then rises at once.
         "curves": {"kl_same_match": ([0, begins, begins + 1e-3, STEPS], [0.05, 0.05, 1, 1])},
         "final": final,
@@ -155,8 +157,9 @@ def rows_of_a_sibling(paper, seed, name, turned):
         "run": f"time-{seed}-{name}",
         "seed": seed,
         "paper": paper,
-        "arguments": {**arguments, "batch_size": BATCH, "seed": seed, "data": data},
+        "arguments": {**arguments, **SNIPPETS, "seed": seed, "data": data},
         "done": {"snippets": STEPS * BATCH, "bad": 0, "skipped": 0},
+        "training_seconds": 600.0,
         "curves": {"loss": ([1, STEPS], [0.3, 0.2])},
         "final": {"loss": 0.2, "sync_same": turn("sync_same", sync_same, turned)},
     }
@@ -401,16 +404,26 @@ def test_the_verdicts_are_printed(tmp_path):
     (tmp_path / "findings.json").write_text(json.dumps(rows))
     status, printed, errors = run_script("lab.findings", tmp_path / "findings.json")
     assert not status, errors
-    lines = [line.strip() for line in printed.splitlines()]
-    assert f"{len(rows)} runs on a processor that was not recorded" in lines
-    start = next(i for i, line in enumerate(lines) if line.startswith("12  Table 1"))
-    assert lines[start + 1] == "all runs: holds in the mean"
-    assert lines[start + 2] == "without 1 that never began: holds"
+    lines = printed.splitlines()
+    assert f"{len(rows)} runs on a processor that was not recorded." in lines[2]
+    assert lines[3] == f"Commits: not recorded ({len(rows)} runs)."
+    asked = FINDINGS[12].__doc__
+    assert f"| 12 | {asked} | holds in the mean | 3 | holds (1 left out) |" in lines
+    start = lines.index(f"## 12. {asked}")
     values = np.array([0.2, -0.25, 0.2])
     spread = f"{values.mean():+.3f} ± {values.std(ddof=1):.3f}"
     without = "without: +0.200 ± 0.000, 2 : 0"
-    assert lines[start + 3] == f"films, action: k = 16 > k = 1: {spread}, 2 : 1; {without}"
+    assert f"- films, action: k = 16 > k = 1: {spread}, 2 : 1; {without}" == lines[start + 2]
+    # The runs of `time` make the last table.
+    assert lines[-5].startswith("| i.i.d. | 3 | ") and lines[-1].startswith("| Temporal | 3 | ")
     assert "no finished run" in refused("lab.findings", tmp_path / "none.json")
+
+
+def test_the_page_of_the_verdicts_is_made_of_the_rows(monkeypatch):
+    monkeypatch.chdir(LAB.parent)
+    status, printed, errors = run_script("lab.findings", "lab/findings.json")
+    assert not status, errors
+    assert printed == (LAB / "findings.md").read_text()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -510,6 +523,7 @@ def test_the_sweep_makes_each_run_once(swept):
         assert len(made_by(calls, unseen, "datasets/sweep/unseen-11/films")) == 3 + len(siblings)
     rows = (folder / "lab" / "findings.json").read_text().splitlines()
     assert len(rows) == len(pretrained | tested | evaluated)
+    assert (folder / "lab" / "findings.md").exists()
 
 
 def test_the_unseen_films_are_of_the_kind_of_those_that_are_trained_on(swept):

@@ -1,11 +1,8 @@
 """Tests of the table of the three papers, on made-up rows."""
 
-import json
-
 import pytest
 
-from harness.fixtures import refused, run_script
-from lab.siblings import ACCURACIES, hours_of_film, make_table
+from lab.siblings import ACCURACIES, hours_of_film, table_of_papers
 
 TELEVISION = {"w": None, "jitter": 0.0, "tau": None}
 NETWORKS = {  # what sets a run apart: (its paper, its arguments)
@@ -68,7 +65,7 @@ def cells_of(lines):
 
 
 def test_the_table_has_one_row_for_each_way_to_pretrain():
-    cells = cells_of(make_table(made_up_rows()))
+    cells = cells_of(table_of_papers(made_up_rows()))
     assert list(cells) == ["i.i.d.", "k = 1", "k = 16", "AVTS", "Temporal", "none"]
     assert all(row["seeds"] == "2" for label, row in cells.items() if label != "none")
     # 0.2 and 0.22, 0.4 and 0.42: of the base of each paper, not of its variants.
@@ -81,11 +78,11 @@ def test_the_table_has_one_row_for_each_way_to_pretrain():
 
 
 def test_each_accuracy_has_a_column_of_its_own():
-    [heads, *_] = make_table(made_up_rows())
+    [heads, *_] = table_of_papers(made_up_rows())
     columns = [head.strip() for head in heads.split("|")[3:-1]]
     assert columns[: len(ACCURACIES)] == [name.strip() for name in ACCURACIES]
     place = list(ACCURACIES.values()).index(TASK)
-    row = next(line for line in make_table(made_up_rows()) if line.startswith("| k = 16 "))
+    row = next(line for line in table_of_papers(made_up_rows()) if line.startswith("| k = 16 "))
     assert row.split("|")[3 + place].strip() == "21 ± 1.4"
 
 
@@ -95,13 +92,7 @@ def test_hours_of_film_count_the_speeds():
         assert [hours_of_film(row, part) for part in (0, 1)] == pytest.approx(hours)
 
 
-def test_the_table_is_printed_or_refused(tmp_path):
-    file = tmp_path / "findings.json"
-    file.write_text(json.dumps(made_up_rows()))
-    status, printed, errors = run_script("lab.siblings", file)
-    assert not status, errors
-    assert printed.splitlines()[: len(make_table(made_up_rows()))] == make_table(made_up_rows())
-    elsewhere = [pretraining("k1", 11, 700)]
-    elsewhere[0]["arguments"]["data"] = "datasets/sweep/films-11/films"
-    file.write_text(json.dumps(elsewhere))
-    assert "no pretraining on a world 'time'" in refused("lab.siblings", file)
+def test_without_runs_on_the_world_of_the_papers_there_is_no_table():
+    elsewhere = pretraining("k1", 11, 700)
+    elsewhere["arguments"]["data"] = "datasets/sweep/films-11/films"
+    assert table_of_papers([elsewhere]) == []

@@ -616,6 +616,7 @@ TOY = {
     "batch_size": 64,
     "bank": 512,
     "mined_negatives": 64,
+    "lr": 1e-3,
     "epochs": 2,
     "held_out_snippets": 32,
     "measure_every": 0.5,
