@@ -97,6 +97,7 @@ class Titles(Dataset):
     """
 
     RETRIES = 4  # this many snippets of the same title may replace one, then as many of any title
+    all_key_frames = False  # whether films have to be prepared so, see `check_prepared`
 
     def __init__(self, source, fmt, language=None, quiet=True, scenes=False, stride=None):
         check_stride(stride, scenes)
@@ -106,7 +107,8 @@ class Titles(Dataset):
         self.parts = collection.parts  # parts[n]: [(path, start in seconds, snippets)]
         self.counts = collection.counts
         self.skipped = collection.skipped
-        check_prepared((path for part in self.parts for path, _, _ in part), fmt, language)
+        paths = [path for part in self.parts for path, _, _ in part]
+        check_prepared(paths, fmt, language, self.all_key_frames)
         self.fmt = fmt
         self.stride = fmt.seconds if stride is None else stride
         self.language = language

@@ -40,16 +40,11 @@ from harness.run import (
     load_plain,
     obey_parent_only,
     reason_to_end,
+    restore_statistics,
 )
 from media.format import ORDER, SHOTS, Format, rng_of
 from media.labels import LAYOUTS, SOUNDS
-from models import (
-    NETWORKS,
-    AudioVisualModel,
-    largest_map,
-    restore_statistics,
-    update_statistics,
-)
+from models import NETWORKS, AudioVisualModel, largest_map, update_statistics
 
 # -------------------------------------------------------------------------------------------------
 # Arguments: a task is a row of defaults, which flags override

@@ -363,12 +363,6 @@ def update_statistics(model, enabled):
             module.track_running_stats = enabled
 
 
-def restore_statistics(model, statistics):
-    """Set the buffers of a model to those of before: a skipped step's forward changed them."""
-    for buffer, before in zip(model.buffers(), statistics):
-        buffer.copy_(before)
-
-
 if __name__ == "__main__":
     print("models.py: error: this command is now: python -m lab.bench step", file=sys.stderr)
     sys.exit(2)

@@ -50,6 +50,7 @@ from harness.run import (
     StopSignals,
     count,
     count_step,
+    describe_groups,
     describe_rate,
     finish_run,
     is_too_bad,
@@ -57,6 +58,7 @@ from harness.run import (
     reason_to_end,
     report_run,
     report_titles,
+    restore_statistics,
     resume,
     save_run,
     unreadable,
@@ -64,7 +66,7 @@ from harness.run import (
 from loss import CHANCE, MEASURES, discrepancy, gather, nce_loss, synchronisation
 from media.collection import collection_name
 from media.format import Format
-from models import AudioVisualModel, largest_map, restore_statistics, update_statistics
+from models import AudioVisualModel, largest_map, update_statistics
 from sampler import HierarchicalSampler, IidSampler
 
 # -------------------------------------------------------------------------------------------------
@@ -295,9 +297,7 @@ def describe_sampling(args, train, sampler):
     """Where the snippets of a minibatch come from, in words."""
     if args.sampling == "iid":
         return "snippets shuffled over all titles"
-    source = f"k = {args.k} snippets from each of {sampler.groups} titles"
-    if args.batch_size > args.k * len(sampler.titles):
-        source += f" (there are {len(sampler.titles)}: some come again)"
+    source = f"k = {args.k} snippets from each of {describe_groups(sampler)}"
     if args.w is None:
         window = "the whole title"
     elif args.w == "scene":
@@ -463,7 +463,8 @@ def main(args):
             loss, snippets, failures, waited = 0.0, 0, [], 0.0
             optimizer.zero_grad()
             for share in own:
-                batch, problems, seconds = next_batch(batches, partial(save, step, done))
+                save_before = partial(save, step, done, statistics)
+                batch, problems, seconds = next_batch(batches, save_before)
                 snippets += len(batch["video"])
                 failures += problems
                 waited += seconds

@@ -24,7 +24,7 @@ LINES = ("-", "--", ":", "-.")
 def summarise(log, measures, of_steps=()):
     """Return the summary of a run: the curves of the loss and of each measure, and where they end.
 
-    of_steps  names of what else each step has, with curves like that of the loss
+    of_steps  names of what else most steps have, with curves like that of the loss
 
     The final values of the loss and of these are the means of the last tenth of the steps.
     """
@@ -33,9 +33,10 @@ def summarise(log, measures, of_steps=()):
     parts = [steps[low:high] for low, high in zip(edges, edges[1:])]
     curves = {}
     for name in ("loss", *of_steps):
+        having = [[row for row in part if name in row] for part in parts]
         curves[name] = (
-            [mean_of("step", part) for part in parts],
-            [mean_of(name, part) for part in parts],
+            [mean_of("step", part) for part in having if part],
+            [mean_of(name, part) for part in having if part],
         )
     for name in measures:
         rows = [row for row in log if name in row]
@@ -44,7 +45,9 @@ def summarise(log, measures, of_steps=()):
     if steps:
         tenth = max(1, len(steps) // 10)
         for name in ("loss", *of_steps):
-            final[name] = mean_of(name, steps[-tenth:])
+            last = [row for row in steps[-tenth:] if name in row]
+            if last:
+                final[name] = mean_of(name, last)
     return {"curves": curves, "final": final}
 
 

@@ -27,6 +27,7 @@ def rules_of_run(args, world_size):
     """What must hold of the flags that all pretrainings have: see `check_rules`."""
     shares = args.batch_size // max(1, args.share)
     rules = [
+        ("batch_size", args.batch_size > 0, "above 0"),
         (
             "share",
             args.share >= 2 and args.batch_size % args.share == 0,

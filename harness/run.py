@@ -365,6 +365,14 @@ def report_titles(titles, train, held_out, measured, k, processes):
         report(f"          {len(short)} shorter than k = {k} snippets: {', '.join(short)}")
 
 
+def describe_groups(sampler):
+    """How many titles a minibatch takes k snippets from, in words."""
+    words = f"{sampler.groups} titles"
+    if sampler.groups > len(sampler.titles):
+        words += f" (there are {len(sampler.titles)}: some come again)"
+    return words
+
+
 def report_run(args, processes, resumed, step):
     """Report where a run is written, on what it runs, and whether it is new."""
     world_size = processes.world_size
@@ -660,11 +668,22 @@ def checkpoint_of(model, optimizer, front_end, sampler, train, step, done):
     }
 
 
-def save_run(run, model, optimizer, front_end, sampler, train, args, draw, step, done):
+def restore_statistics(model, statistics):
+    """Set the buffers of a model to those before a step that was skipped or not finished."""
+    for buffer, before in zip(model.buffers(), statistics):
+        buffer.copy_(before)
+
+
+def save_run(
+    run, model, optimizer, front_end, sampler, train, args, draw, step, done, statistics=None
+):
     """Write checkpoint.pt and curves.png, after `step` steps; with --keep the epoch's weights.
 
-    draw  draw(rows of the log, args, path) writes the picture
+    draw        draw(rows of the log, args, path) writes the picture
+    statistics  the buffers as they were after these steps, if another step was begun since
     """
+    if statistics is not None:
+        restore_statistics(model, statistics)
     state = checkpoint_of(model, optimizer, front_end, sampler, train, step, done)
     run.save(state)
     epoch, step_of_epoch = divmod(step, len(sampler))

@@ -347,6 +347,14 @@ def test_what_each_step_has_is_averaged_as_the_loss_is():
     assert summary["final"] == {"loss": 2.0, "speed": 3.0, "hits": 76.5}
 
 
+def test_steps_that_lack_a_number_leave_a_gap_in_its_curve():
+    log = [{"step": step, "loss": 1.0} for step in range(1, 101)]
+    log[0]["hits"], log[97]["hits"] = 0.25, 0.75  # as where no clip of a step was asked
+    summary = summarise(log, [], of_steps=["hits", "never"])
+    assert summary["curves"]["hits"] == ([1.0, 98.0], [0.25, 0.75])
+    assert summary["final"] == {"loss": 1.0, "hits": 0.75}
+
+
 # --------------------------------------------------------------------------------------------
 # The user's cache
 # --------------------------------------------------------------------------------------------

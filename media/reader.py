@@ -10,6 +10,7 @@ stream: a `VideoConsumer` keeps the frame that is on screen at each wanted time,
 """
 
 import contextlib
+import itertools
 import math
 import os
 from functools import partial
@@ -603,6 +604,18 @@ def read_snippets(reader, start, count, fmt, keep):
     # In the worst case one snippet lost all of it.
     check_whole(reader, start, images, lost=reader.lost * count)
     return images, waveform
+
+
+def has_key_frames_only(path, packets=100):
+    """Return whether so many packets from the beginning of a film's picture are all key frames.
+
+    Raises BadInput if FFmpeg cannot open the file.
+    """
+    with contextlib.closing(Reader(path)) as reader, contextlib.suppress(av.error.FFmpegError):
+        for packet in itertools.islice(reader.container.demux(reader.video), packets):
+            if packet.size and not packet.is_keyframe:
+                return False
+    return True
 
 
 def check_whole(reader, start, images, lost):

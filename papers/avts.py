@@ -67,6 +67,7 @@ from harness.run import (
     StopSignals,
     count,
     count_step,
+    describe_groups,
     describe_rate,
     finish_run,
     is_too_bad,
@@ -74,6 +75,7 @@ from harness.run import (
     reason_to_end,
     report_run,
     report_titles,
+    restore_statistics,
     resume,
     save_run,
     unreadable,
@@ -81,7 +83,7 @@ from harness.run import (
 from loss import CHANCE, MEASURES, synchronisation
 from media.collection import collection_name
 from media.format import Format
-from models import AudioVisualModel, largest_map, restore_statistics, update_statistics
+from models import AudioVisualModel, largest_map, update_statistics
 from sampler import HierarchicalSampler
 
 # Seconds, at least, from the end of the earlier one of a snippet and a hard negative to the
@@ -350,7 +352,7 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
     report_titles(titles, train, held_out, "synchronisation", args.k, processes)
     shares = args.batch_size // args.share
     report(f"batch     {args.batch_size} = {shares} x {args.share} paired together: k = {args.k}")
-    report(f"          snippets from each of {sampler.groups} titles, window {args.w}")
+    report(f"          snippets from each of {describe_groups(sampler)}, window {args.w}")
     easy, hard, superhard = mean_negatives(sampler, train, args.share)
     report(f"          {args.share} positives in a share; {easy:.1f} easy negatives,")
     report(f"          {hard:.1f} hard ones, {superhard:.1f} super-hard ones")
@@ -455,7 +457,8 @@ def main(args):
             loss, snippets, failures, waited = 0.0, 0, [], 0.0
             optimizer.zero_grad()
             for share in own:
-                batch, problems, seconds = next_batch(batches, partial(save, step, done))
+                save_before = partial(save, step, done, statistics)
+                batch, problems, seconds = next_batch(batches, save_before)
                 snippets += len(batch["video"])
                 failures += problems
                 waited += seconds

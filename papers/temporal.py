@@ -8,7 +8,7 @@ Temporal Self-Supervision" (Jenni, Black, Collomosse, 2023).
     python -m papers.temporal --tasks speed             one task beside the contrast,
     python -m papers.temporal --bank 0                  no mined pairs
 
-Prepared files are read faster. Each of their frames has to be a key frame:
+Films are best prepared first, with each frame a key frame: compression tells the speed otherwise.
 
     python -m media prepare FILMS datasets/movies-10fps --fps 10 --gop 1 --short-side 128
 
@@ -17,8 +17,8 @@ The networks and their sampler, data, runs and checkpoints are those of pretrain
     clips       Sight and sound are each played at a speed of their own, forward or backward.
     tasks       The network tells how fast, in which direction, and which of two clips of a title
                 comes first, within sight, within sound and across both.
-    contrast    Clips of a title belong together in sight, and sight and sound of a clip. These
-                usual pairs are supplemented by pairs that are mined from the last embeddings.
+    contrast    Two clips of a title are a positive pair in sight, and so are sight and sound of one
+                clip. Further positives and negatives are mined from a bank of recent embeddings.
 
 Only the paper's abstract was at hand. Found in it are the tasks, the two contrasts, and that the
 positives and negatives that supplement the usual pairs depend on the sample and on the evolving
@@ -68,6 +68,7 @@ from harness.run import (
     StopSignals,
     count,
     count_step,
+    describe_groups,
     describe_rate,
     finish_run,
     is_too_bad,
@@ -75,6 +76,7 @@ from harness.run import (
     reason_to_end,
     report_run,
     report_titles,
+    restore_statistics,
     resume,
     save_run,
     unreadable,
@@ -82,19 +84,18 @@ from harness.run import (
 from loss import CHANCE, MEASURES, gather, synchronisation
 from media.collection import collection_name
 from media.format import HELD_OUT_CLIP, MINING, PLAYBACK, SNIPPET_CROP, Format, rng_of
-from media.prepare import check_prepared
-from media.reader import CENTRE, check_whole
-from models import AudioVisualModel, largest_map, restore_statistics, update_statistics
+from media.reader import CENTRE, check_whole, has_key_frames_only
+from models import AudioVisualModel, largest_map, update_statistics
 from sampler import HierarchicalSampler
 
 ROUNDING = 1e-6  # seconds
-LEAK = 0.99  # A task whose accuracy is as high in the first epoch is no task.
+LEAK = 0.99  # Something else gives away a task whose accuracy is so high in the first epoch.
 
 # -------------------------------------------------------------------------------------------------
 # Samples: clips played at a speed and in a direction
 #
-# Whatever else tells the speed or the direction is learned in place of what is seen and heard. The
-# ways in which it could be told, and what closes each; papers/test_leaks.py is the guard:
+# Artefacts that give away the speed or the direction would be learned in place of motion and sound.
+# Each of these leaks, and what closes it; papers/test_leaks.py tests them:
 #
 #   the place in a file      All clips fit at every place, so no speed is drawn more often at some.
 #   one tempo for both       Speeds and directions of sight and sound are four independent draws.
@@ -104,15 +105,14 @@ LEAK = 0.99  # A task whose accuracy is as high in the first epoch is no task.
 #                            waveform is resampled.
 #   the resampler            Every speed, 1 too, passes the same low-pass as it is heard, from sound
 #                            at twice the rate, and its filter sees what lies beyond the ends.
-#   codecs of sound          Above some frequency they keep less, and at q times the speed that is
-#                            heard from q times this frequency on. So clips have 16 kHz at the most.
+#   codecs of sound          They drop detail above some frequency f; q times as fast, it is missing
+#                            from q f on. So clips have a rate of 16 kHz at the most.
 #   loudness                 Power at higher frequencies is less, so a faster sound may be softer. A
 #                            random gain of up to 6 dB hides most of it.
 #
-# What reading cannot close: groups of pictures in files that were not prepared, where grain may
-# stay for longer than a frame; a film whose sound does not reach half of the rate of a clip, or has
-# no more samples a second than a clip, since sound that is played faster has the frequencies that
-# it lacks; and the first 5 ms of a prepared file, which are silent.
+# Reading cannot close these: groups of pictures in files that were not prepared; a film whose sound
+# ends below half of a clip's rate, or whose rate is no higher than a clip's, since played faster it
+# fills the gap; and the first 5 ms of a prepared file, which are silent.
 # -------------------------------------------------------------------------------------------------
 
 SPEEDS = ((1, 2, 4, 8), (1, 2))  # of the sight, as in prior code of the first author; of the sound
@@ -123,7 +123,7 @@ MARGIN = 8  # samples of the sound as it is heard; the filter of `resample` reac
 
 @dataclasses.dataclass(frozen=True)
 class Playback:
-    """How a clip is played. Each default is that of a clip as it was filmed.
+    """How a clip is played; the defaults play it as it was filmed.
 
     speed_video, speed_audio        p and q, how many times as fast
     backward_video, backward_audio  whether from its end to its beginning
@@ -165,8 +165,8 @@ class TemporalTitles(Titles):
     stride  seconds between the beginnings of neighbouring clips; default a clip at speed 1
 
     A place of the grid holds the longest clip, T / fps seconds times the highest speed of both, so
-    that no speed depends on the place, and `counts` is the number of such places. `fmt` of the
-    object is that of what is read of a place, and `clip` is that of a clip.
+    that no speed depends on the place, and `counts` is the number of such places. `self.fmt` is the
+    Format of such a place, `self.clip` that of a clip at speed 1.
 
     An item (n, m, key) is a dict:
 
@@ -181,8 +181,11 @@ class TemporalTitles(Titles):
         title, begin, failures  as in `Titles`
 
     The playback is drawn from the key of the sample; without one it is that of the source. Raises
-    BadInput as `Titles` does, and for a rate that betrays the speed.
+    BadInput as `Titles` does, for a sample rate above HIGHEST_RATE, at which codecs give the speed
+    away, and for films that were prepared with frames that are no key frames.
     """
+
+    all_key_frames = True
 
     def __init__(self, source, fmt, speeds=SPEEDS, language=None, quiet=True, stride=None):
         check_rate_heard(fmt.rate)
@@ -190,8 +193,6 @@ class TemporalTitles(Titles):
         place = dataclasses.replace(fmt, frames=fmt.frames * fastest)
         stride = fmt.seconds if stride is None else stride
         super().__init__(source, place, language, quiet, stride=stride)
-        paths = [path for part in self.parts for path, _, _ in part]
-        check_prepared(paths, place, language, all_key_frames=True)
         self.clip = fmt
         self.speeds = speeds
 
@@ -211,7 +212,7 @@ class TemporalTitles(Titles):
             "backward_video": int(playback.backward_video),
             "backward_audio": int(playback.backward_audio),
             "span_video": playback.speed_video * self.clip.seconds,
-            "span_audio": playback.speed_audio * self.clip.samples / self.clip.rate,
+            "span_audio": playback.speed_audio * self.clip.seconds,
         }
 
     def play(self, n, m, playback, position=CENTRE):
@@ -262,15 +263,20 @@ def check_rate_heard(rate):
 # Heads: which task has which, and the order of two clips
 # -------------------------------------------------------------------------------------------------
 
-# Of each task its heads: of sight and sound, and of pairs of two sights, two sounds, or a sight
-# and a sound.
+# What each head of order compares: a clip in this modality, and the next one of its title in that.
+PAIRS = {
+    "order_vv": ("video", "video"),
+    "order_aa": ("audio", "audio"),
+    "order_va": ("video", "audio"),
+}
+# The heads of each task: one for video and one for audio; for order, one for each kind of pair.
 TASKS = {
     "speed": ("speed_video", "speed_audio"),
     "direction": ("direction_video", "direction_audio"),
-    "order": ("order_vv", "order_aa", "order_va"),
+    "order": tuple(PAIRS),
 }
 OVERLAPPING, BEFORE, AFTER = range(3)  # the classes of order, as in prior code of the first author
-UNKNOWN = -1  # the label of a pair that is none
+UNKNOWN = -1  # the label of a clip that has no other one of its title to be compared with
 
 
 def heads_of(tasks):
@@ -280,7 +286,7 @@ def heads_of(tasks):
 
 def classes_of(head, speeds):
     """How many classes a head tells apart. speeds: (those of the sight, those of the sound)"""
-    if head in TASKS["order"]:
+    if head in PAIRS:
         return 3
     of_video, of_audio = speeds
     return {"speed_video": len(of_video), "speed_audio": len(of_audio)}.get(head, 2)
@@ -293,8 +299,8 @@ class TemporalModel(AudioVisualModel):
     speeds  (those of the sight, those of the sound)
     bank    entries of the bank; 0: no pairs are mined, and `bank` is None
 
-    Speed and direction are linear in the pooled last map of their modality. Order is told by two
-    layers from the concatenated maps of two clips. Fine-tuning uses neither heads nor bank.
+    Speed and direction are linear in the pooled last map of their modality. An MLP of two layers
+    tells the order from the pooled maps of two clips. Fine-tuning uses neither heads nor bank.
     """
 
     def __init__(self, heads, speeds, bank=0, width=64, d=512):
@@ -303,7 +309,7 @@ class TemporalModel(AudioVisualModel):
         self.temporal_heads = nn.ModuleDict()
         for name in heads:
             classes = classes_of(name, speeds)
-            if name in TASKS["order"]:
+            if name in PAIRS:
                 self.temporal_heads[name] = nn.Sequential(
                     nn.Linear(2 * C, C),
                     nn.ReLU(inplace=True),
@@ -324,17 +330,17 @@ class TemporalModel(AudioVisualModel):
         z_v, z_a = self.video_head(map_v), self.audio_head(map_a)
         if following is None:
             return z_v, z_a
-        f_v, f_a = map_v.flatten(2).float().mean(2), map_a.flatten(2).float().mean(2)  # (B, C)
-        features = {
-            "speed_video": f_v,
-            "speed_audio": f_a,
-            "direction_video": f_v,
-            "direction_audio": f_a,
-            "order_vv": torch.cat([f_v, f_v[following]], 1),  # (B, 2 * C)
-            "order_aa": torch.cat([f_a, f_a[following]], 1),
-            "order_va": torch.cat([f_v, f_a[following]], 1),
-        }
-        logits = {name: head(features[name]) for name, head in self.temporal_heads.items()}
+        maps = {"video": map_v, "audio": map_a}
+        pooled = {modality: x.flatten(2).float().mean(2) for modality, x in maps.items()}  # (B, C)
+        logits = {}
+        for name, head in self.temporal_heads.items():
+            if name in PAIRS:
+                first, second = PAIRS[name]
+                features = torch.cat([pooled[first], pooled[second][following]], 1)  # (B, 2 * C)
+            else:
+                _, modality = name.split("_")
+                features = pooled[modality]
+            logits[name] = head(features)
         return z_v, z_a, logits
 
 
@@ -343,7 +349,7 @@ def next_of_title(title, k):
 
     A share is made of groups of k clips, each from one window of a title. The next one of the last
     of a group is its first, so that k = 2 gives both pairs (i, j) and (j, i). A clip is its own
-    next one where no other of its title is in its group, since that could not be read.
+    next one if all others of its group could not be read and are of other titles now.
     """
     B = len(title)
     place = torch.arange(B, device=title.device)
@@ -367,7 +373,7 @@ def order_of(begin, span, other_begin, other_span):
 
 def labels_of(batch, following):
     """What each head has to tell of each clip of a batch: {name: (B,) of classes}."""
-    begin, video, audio = batch["begin"], batch["span_video"], batch["span_audio"]
+    begin = batch["begin"]
     labels = {
         "speed_video": batch["speed_video"],
         "speed_audio": batch["speed_audio"],
@@ -375,8 +381,8 @@ def labels_of(batch, following):
         "direction_audio": batch["backward_audio"],
     }
     has_next = following != torch.arange(len(following))
-    orders = {"order_vv": (video, video), "order_aa": (audio, audio), "order_va": (video, audio)}
-    for name, (span, other_span) in orders.items():
+    for name, (first, second) in PAIRS.items():
+        span, other_span = batch[f"span_{first}"], batch[f"span_{second}"]
         order = order_of(begin, span, begin[following], other_span[following])
         labels[name] = order.masked_fill(~has_next, UNKNOWN)
     return labels
@@ -427,8 +433,8 @@ def one_of(positive, negatives):
     return torch.cat([positive, negatives], 1).logsumexp(1) - positive.squeeze(1)
 
 
-NEAREST = 5  # A mined positive is one of so many (our choice).
-FIRST_NEGATIVE = 10  # Mined negatives have this rank or a higher one, from 0 (our choice).
+NEAREST = 5  # A mined positive is drawn from so many nearest entries (our choice).
+FIRST_NEGATIVE = 10  # Mined negatives are drawn from this rank on; the nearest entry has rank 0.
 
 
 class Bank(nn.Module):
@@ -472,8 +478,8 @@ class Bank(nn.Module):
         """The places of a positive (B,) and of N negatives (B, N) of each clip in the bank.
 
         All are of other titles, ranked by their similarity to the anchor, from 0. The positive is
-        one of the NEAREST. The negatives are from rank FIRST_NEGATIVE to the median: of so many
-        equal parts of these ranks, each gives one.
+        one of the NEAREST. The ranks from FIRST_NEGATIVE to the median are cut into N equal parts,
+        and each part gives one negative (the ranks: our choice).
 
         anchor     (B, d) embeddings of one modality, and `entries`, z_v or z_a, of the same
         title      (B,) the title of each clip
@@ -501,8 +507,8 @@ def contrasts_of(z_v, z_a, title, following, bank, rng, tau, negatives):
         contrast_va   the sight of a clip and its sound, among the sounds
         contrast_av   the sound of a clip and its sight, among the sights
 
-    Negatives are of other titles. A mined pair is ranked in the modality of the anchor, and its
-    other modality is taken where the positive's is the other one.
+    Negatives are of other titles. Mined entries are ranked in the modality of the anchor, and a
+    term takes their embeddings in the modality that it contrasts the anchor with.
     """
     place = torch.arange(len(title), device=title.device)
     is_negative = title[:, None] != title[None, :]  # (B, B)
@@ -536,7 +542,7 @@ def sum_of(terms, args):
 
 
 def answers_of(logits, labels):
-    """What each head tells: {name: (its cross entropy, how many it has right, of how many)}."""
+    """For each head: {name: (its cross entropy, how many answers are right, of how many)}."""
     answers = {}
     for name, of_head in logits.items():
         label = labels[name].to(of_head.device, non_blocking=True)
@@ -560,7 +566,8 @@ def loss_of_share(fronts, parallel, bank, args, processes, batch, batch_key):
     audio = fronts[1](batch["waveform"].to(device, non_blocking=True))  # (B, 1, P, Q)
     following = next_of_title(batch["title"], args.k)
     labels = labels_of(batch, following)
-    title, following = batch["title"].to(device), following.to(device)
+    title = batch["title"].to(device, non_blocking=True)
+    following = following.to(device, non_blocking=True)
     with processes.autocast():
         z_v, z_a, logits = parallel(video, audio, following)  # (B, d), (B, d)
     rng = rng_of(batch_key, MINING)
@@ -570,7 +577,8 @@ def loss_of_share(fronts, parallel, bank, args, processes, batch, batch_key):
     terms |= {name: answers[name][0] for name in heads}
     right = [answers[name][1] for name in heads]
     asked = [answers[name][2] for name in heads]
-    numbers = torch.stack([*terms.values(), *right, *asked]).detach()
+    terms_in_order = [terms[name] for name in (*CONTRASTS, *heads)]
+    numbers = torch.stack([*terms_in_order, *right, *asked]).detach()
     return sum_of(terms, args), numbers, (z_v.detach(), z_a.detach(), title)
 
 
@@ -589,12 +597,12 @@ def describe_step(numbers, heads, shares, args):
 
 
 def accuracies(prefix, heads, answers):
-    """{prefix_head: the share that the head has right}.
+    """{prefix_head: the share that the head has right}, of those heads that were asked.
 
     answers  of each head how many it has right, then of each of how many
     """
     right, asked = answers[: len(heads)], answers[len(heads) :]
-    return {f"{prefix}_{head}": r / max(1, n) for head, r, n in zip(heads, right, asked)}
+    return {f"{prefix}_{head}": r / n for head, r, n in zip(heads, right, asked) if n > 0}
 
 
 # -------------------------------------------------------------------------------------------------
@@ -622,8 +630,8 @@ TOY = {
     "measure_every": 0.5,
     "workers": 2,
 }
-# Its world has more frames a second, no groups of pictures, and an arrow of time. Its sound has
-# 16 kHz, twice the rate at which it is heard: what it lacks above would tell the speed.
+# The toy world of this paper has 10 frames a second, all of them key frames, and an arrow of time.
+# Its sound has 16 kHz, twice the rate of a clip, so that no speed lacks high frequencies.
 TOY_WORLD = {"fps": 10, "gop": 1, "tiring": 0.75}
 
 
@@ -631,7 +639,7 @@ def parse_args(argv=None):
     parser = make_parser(__doc__, "python -m papers.temporal")
     add_paper_flags(parser.add_argument)
     add_training_flags(parser.add_argument)
-    Format.add_flags(parser)
+    Format.add_flags(parser, with_source=False)
     parser.set_defaults(**CLIP)
     add_run_flags(parser.add_argument)
     known, _ = parser.parse_known_args(argv)
@@ -651,14 +659,14 @@ def add_paper_flags(add):
     add("--title", choices=("show", "episode"), default="show", help=title)
     tasks = "speed, direction and order, or some of them, with commas; none: the contrast alone"
     add("--tasks", default="speed,direction,order", help=tasks)
-    speeds = "of the sight, as in prior code of the first author, and of the sound (our choice)"
+    speeds = "of the sight (prior code of the first author) / of the sound (our choice)"
     add("--speeds", default="1,2,4,8/1,2", help=speeds)
     bank = "last clips from which pairs are mined (our choice); 0: no mined pairs"
     add("--bank", type=int, default=4096, help=bank)
     add("--mined-negatives", type=int, default=256, help="of each clip, from the bank (our choice)")
     add("--tau", type=float, default=0.1, help="temperature of the contrast (our choice)")
-    weight = "of each contrast in the loss, where each task has 1; with 1 they drown the tasks "
-    weight += "of sight (our choice, on the toy world of seed 0)"
+    weight = "of each contrast in the loss; a task has 1. With 1, tasks of sight were not learned "
+    weight += "(our choice, on the toy world of seed 0)"
     add("--contrast-weight", type=float, default=0.2, help=weight)
 
 
@@ -667,8 +675,8 @@ def add_training_flags(add):
     share = "clips that are contrasted together: 512 / 8 GPUs (our choice)"
     add("--share", type=int, default=64, help=share)
     add("--k", type=int, default=2, help="clips of a title in a share (our choice)")
-    window = "window that they come from, in clips at speed 1: so the three classes of order are "
-    window += "equally frequent, over all pairs of sights and sounds (our choice)"
+    window = "window that they come from, in clips at speed 1; at 7, over the three kinds of pairs "
+    window += "together, the classes of order are about equally frequent (our choice)"
     add("--w", type=int, default=7, help=window)
     add("--epochs", type=int, default=10, help="of sum M_n / batch steps (our choice)")
     lr = "of AdamW, after --warmup; then a cosine to 0, as in prior code of the first author"
@@ -683,7 +691,7 @@ def add_training_flags(add):
 def run_name(args, parser):
     """The collection, and every flag that makes it another run: temporal-toy-time-bank0."""
     name = f"temporal-{collection_name(args.data)}"
-    # The two lists of speeds have a slash between them, which is none of a path.
+    # The name is one folder, so the slash between the two lists of speeds becomes a hyphen.
     name += names_of_flags(args, parser, ("toy", "data", *MAY_CHANGE)).replace("/", "-")
     if args.toy and args.data != TOY["data"]:
         name += "-toy"
@@ -697,7 +705,7 @@ def parse_speeds(text):
     speeds = ()
     if are_numbers:
         speeds = tuple(tuple(map(int, part)) for part in lists)
-    # What is measured on held-out titles is played as it was filmed, at speed 1.
+    # Synchronisation is measured at speed 1, so each list begins with 1.
     holds = all(part[0] == 1 and list(part) == sorted(set(part)) for part in speeds)
     if len(speeds) != 2 or not holds:
         raise BadInput(
@@ -713,8 +721,8 @@ def check_args(args, world_size):
     check_rate_heard(args.rate)
     tasks = args.tasks.split(",")
     is_bank = args.bank > 0 and args.batch_size > 0 and args.bank % args.batch_size == 0
-    # Half of the bank may be of a clip's own title, and the half of the rest that is farther away
-    # gives no negatives.
+    # With two titles, half of the bank is of a clip's own, and of the rest the nearer half gives
+    # negatives. So the bank holds four times as many.
     least = 4 * (FIRST_NEGATIVE + args.mined_negatives)
     rules = [
         *rules_of_run(args, world_size),
@@ -755,13 +763,17 @@ def check_args(args, world_size):
 
 
 def make_sampler(args, train):
-    if len(train) < 2:
-        raise BadInput(f"--data {args.data}: has {len(train)} titles to train on; two are needed")
     try:
-        return HierarchicalSampler(train.counts, args.batch_size, args.k, args.w, args.seed)
+        sampler = HierarchicalSampler(train.counts, args.batch_size, args.k, args.w, args.seed)
     except ValueError as error:
         remedy = "take a smaller --k or --batch-size, fewer --speeds, or longer films"
         raise BadInput(f"--data {args.data}: {error}; {remedy}") from error
+    if len(sampler.titles) == 1:
+        raise BadInput(
+            f"--data {args.data}: one title to train on has room for {args.k} clips, and negatives "
+            "are of another one; add films, or hold out none (--held-out 0)"
+        )
+    return sampler
 
 
 def learning_rate(args, step, steps_per_epoch):
@@ -789,19 +801,22 @@ def add_to_bank(bank, own, processes):
 def chance_levels(sampler, train, args, batches=20):
     """What guessing gives, {name: level}, counted over some minibatches.
 
-        loss, contrast_x    what tells nothing apart has, once pairs are mined
-        unmined             what each contrast has before the bank is full
+        loss, contrast_x    that of a network that tells nothing apart, once pairs are mined
+        unmined             its contrast before the bank is full
         accuracy_x          the share of the most frequent class
-        by_speed_order_x    the accuracy of one that knows no more than the speeds of both clips:
-                            the faster they are, the more they overlap
+        by_speed_order_x    the best accuracy of a guess from the speeds of both clips alone, since
+                            faster clips overlap more
 
     Order is counted with all speeds that two clips can have.
     """
     heads = heads_of(args.tasks)
-    of_video = [p * train.clip.seconds for p in train.speeds[0]]
-    of_audio = [q * train.clip.seconds for q in train.speeds[1]]
-    spans = {"vv": (of_video, of_video), "aa": (of_audio, of_audio), "va": (of_video, of_audio)}
-    orders = {f"order_{pair}": list(product(*of_pair)) for pair, of_pair in spans.items()}
+    spans = {
+        modality: [speed * train.clip.seconds for speed in speeds]
+        for modality, speeds in zip(("video", "audio"), train.speeds)
+    }
+    orders = {
+        name: list(product(spans[first], spans[second])) for name, (first, second) in PAIRS.items()
+    }
     counts = {name: torch.zeros(len(orders[name]), 3) for name in orders}  # (pairs of spans, 3)
     negatives = []  # of each clip, in its share
     for i in range(batches):
@@ -835,8 +850,8 @@ def chance_levels(sampler, train, args, batches=20):
 def held_out_shares(held_out, args):
     """Shares of held-out clips that are played as in training: lists of (n, m, key).
 
-    They are as many clips as are measured for synchronisation. Their keys are longer than those of
-    training, so that nothing is drawn twice. There are none where no title has k clips.
+    They are as many clips as are measured for synchronisation. HELD_OUT_CLIP in their keys gives
+    them speeds, directions and crops of their own. There are none where no title has k clips.
     """
     try:
         sampler = HierarchicalSampler(held_out.counts, args.share, args.k, args.w, args.seed)
@@ -852,11 +867,15 @@ def held_out_shares(held_out, args):
 
 @torch.no_grad()
 def measure_tasks(held_out, model, fronts, args, processes):
-    """The accuracy of each head on held-out clips: {held_out_x: accuracy}, on all ranks."""
+    """The accuracy of each head on held-out clips, on all ranks, and what was replaced.
+
+    Returns ({held_out_x: accuracy}, a line for each clip that could not be read, on rank 0).
+    """
     heads = heads_of(args.tasks)
     shares = held_out_shares(held_out, args)
     if not heads or not shares:
-        return {}
+        return {}, []
+    failures = []
     answers = torch.zeros(2, len(heads), device=processes.device)  # (right, asked)
     processes.share_buffers(model)
     model.eval()
@@ -867,12 +886,14 @@ def measure_tasks(held_out, model, fronts, args, processes):
         following = next_of_title(batch["title"], args.k)
         with processes.autocast():
             _, _, logits = model(video, audio, following.to(processes.device))
+        failures += sum(batch["failures"], [])
         found = answers_of(logits, labels_of(batch, following))
         for i, name in enumerate(heads):
             _, right, asked = found[name]
             answers[:, i] += torch.stack([right, asked])
     model.train()
-    return accuracies("held_out", heads, processes.sum_over_ranks(*answers.flatten()))
+    answers = processes.sum_over_ranks(*answers.flatten())
+    return accuracies("held_out", heads, answers), processes.collect_on_rank_0(failures)
 
 
 SYNCHRONISATION = {name: MEASURES[name] for name in ("sync_same", "sync_other")}
@@ -880,38 +901,40 @@ SYNCHRONISATION = {name: MEASURES[name] for name in ("sync_same", "sync_other")}
 
 def measure_held_out(run, held_out, model, fronts, args, processes, step):
     """Log and print synchronisation, at speed 1, and each task's accuracy, on held-out titles."""
-    measures = measure_tasks(held_out, model, fronts, args, processes)
+    measures, replaced = measure_tasks(held_out, model, fronts, args, processes)
     embedded = embed_held_out(held_out, model, fronts, args, processes)
     if embedded is not None:
         z_v, z_a, title, failures = embedded
         try:
             measures |= synchronisation(z_v, z_a, title, tau=args.tau)
-            measures["replaced"] = failures
+            replaced = replaced + failures
         except ValueError as error:  # Damaged films may have left no pairs.
             processes.report(f"step {step:>6}  synchronisation not measured: {error}")
     if not measures:
         return
-    run.log(step=step, **measures)
-    words = [f"{name} {value:.2f}" for name, value in measures.items() if name != "replaced"]
+    run.log(step=step, **measures, replaced=replaced)
+    words = [f"{name} {value:.2f}" for name, value in measures.items()]
     processes.report(f"step {step:>6}  held out: {', '.join(words).replace('held_out_', '')}")
 
 
 def report_leaks(run, heads, step, steps_per_epoch, processes):
-    """At the end of the first epoch warn of each task of which nearly all was right, and log it.
+    """Warn of each head that is nearly always right at the end of the first epoch, and log it.
 
-    A task that is so easy is solved by what codecs or reading leave behind, or is trivial.
+    Its task is trivial, or solved by what codecs or reading leave behind. Counted are the steps of
+    the last tenth of the epoch.
     """
     if step != steps_per_epoch:
         return
     leaks = []
     for name in heads:
         values = [row[f"accuracy_{name}"] for row in run.rows if f"accuracy_{name}" in row]
+        values = values[-max(1, steps_per_epoch // 10) :]
         mean = sum(values) / max(1, len(values))
         if mean >= LEAK:
             leaks.append(name)
             processes.report(
-                f"warning   {name} is right in {mean:.1%} of the clips of the first epoch: it is a "
-                "leak or a triviality"
+                f"warning   {name} is right in {mean:.1%} of the clips at the end of the first "
+                "epoch: it is a leak or a triviality"
             )
     if leaks:
         run.log(step=step, leak_or_triviality=leaks)
@@ -971,20 +994,40 @@ def report_start(run, args, titles, train, held_out, sampler, processes, resumed
     report(
         f"batch     {args.batch_size} = {shares} x {args.share} contrasted together: k = {args.k}"
     )
-    report(f"          clips from each of {sampler.groups} titles, window {args.w}")
+    report(f"          clips from each of {describe_groups(sampler)}, window {args.w}")
+    report_key_frames(train, processes)
     for name in CONTRASTS:
-        report(f"term      {name}: a loss of {chance[name]:.2f} tells nothing apart")
+        report(f"term      {name}: a network that tells nothing apart has {chance[name]:.2f}")
     if args.bank:
         first = args.bank // args.batch_size + 1
         report(f"          with mined pairs, from step {first} on; before, {chance['unmined']:.2f}")
     for name in heads_of(args.tasks):
         classes = classes_of(name, train.speeds)
         line = f"task      {name}: {classes} classes, chance {chance[f'accuracy_{name}']:.2f}"
-        if name in TASKS["order"]:
-            line += f", or {chance[f'by_speed_{name}']:.2f} for one that knows the speeds only"
+        if name in PAIRS:
+            line += f", or {chance[f'by_speed_{name}']:.2f} if guessed from both speeds alone"
         report(line)
     report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs")
     report_run(args, processes, resumed, step)
+
+
+def report_key_frames(train, processes, number=16):
+    """Warn if of some files, evenly spaced, any has frames that are no key frames.
+
+    Prepared ones were refused before: this is for files that were not prepared.
+    """
+
+    def count_others():
+        paths = [path for part in train.parts for path, _, _ in part if "://" not in path]
+        some = paths[:: max(1, len(paths) // number)]
+        return sum(not has_key_frames_only(path) for path in some), len(some)
+
+    others, looked_at = processes.on_rank_0(count_others)
+    if others:
+        processes.report(
+            f"warning   {others} of {looked_at} files looked at have frames that are no key "
+            "frames, which tell the speed: prepare them with --gop 1"
+        )
 
 
 # -------------------------------------------------------------------------------------------------
@@ -1041,7 +1084,7 @@ def main(args):
     if not resumed:
         measure(0)
         save(0, done)
-    elif start % steps_to_measure == 0 and not run.has_logged(start, "sync_same"):
+    elif start % steps_to_measure == 0 and not run.has_logged(start, "replaced"):
         measure(start)  # A run that was told to stop saved first.
     parallel = processes.parallel(model)
 
@@ -1062,7 +1105,8 @@ def main(args):
             numbers, clips, snippets, failures, waited = 0.0, [], 0, [], 0.0
             optimizer.zero_grad()
             for share in own:
-                batch, problems, seconds = next_batch(batches, partial(save, step, done))
+                save_before = partial(save, step, done, statistics)
+                batch, problems, seconds = next_batch(batches, save_before)
                 snippets += len(batch["video"])
                 failures += problems
                 waited += seconds

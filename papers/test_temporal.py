@@ -26,7 +26,7 @@ from harness.fixtures import (
     run_script,
 )
 from media.format import MINING, Format, rng_of
-from media.prepare import write_media
+from media.prepare import PREPARED, write_media
 from media.reader import Reader
 
 # --------------------------------------------------------------------------------------------------
@@ -217,6 +217,19 @@ def test_what_tells_the_speed_or_the_direction_is_refused(numbered, tmp_path):
         temporal.TemporalTitles(tmp_path, CLIP)
     (tmp_path / ".prepared.json").write_text(json.dumps(note | {"gop": 1}))
     assert temporal.TemporalTitles(tmp_path, CLIP).counts == [8]
+
+
+def test_films_that_were_not_prepared_are_warned_about(numbered, tmp_path):
+    """Their groups of pictures tell the speed, wherever a clip begins."""
+    shutil.copy(numbered / "a.mp4", tmp_path)
+    images = np.zeros((120, 16, 16, 3), np.uint8)
+    pieces = [(images, np.zeros(15 * FILM.samples, np.float32))]
+    write_media(tmp_path / "c.mkv", pieces, FILM, PREPARED["picture"], PREPARED["sound"])
+    for folder, printed in ((numbered, []), (tmp_path, ["warning   1 of 2 files looked at have"])):
+        rows = Rows()
+        titles = temporal.TemporalTitles(folder, CLIP)
+        temporal.report_key_frames(titles, rows)
+        assert [line[: len(printed[0])] for line in rows.printed] == printed
 
 
 # --------------------------------------------------------------------------------------------------
@@ -528,8 +541,7 @@ def test_the_log_of_a_step_has_the_means_of_the_shares_and_no_nan():
         "contrast_av": 3.0,
         "speed_video": 0.5,
         "accuracy_speed_video": 30 / 64,
-        "accuracy_order_vv": 0.0,
-    }
+    }  # and no accuracy of a head that was asked nothing
 
 
 def test_the_loss_is_the_sum_of_all_terms_and_the_contrasts_have_a_weight():
@@ -583,15 +595,19 @@ class Rows:
     def report(self, text):
         self.printed.append(text)
 
+    def on_rank_0(self, work):
+        return work()
+
 
 def test_a_task_that_is_all_right_in_the_first_epoch_is_reported_once():
+    """It is the last tenth of the epoch that counts: here two steps of 20."""
     heads = ["speed_video", "speed_audio"]
-    for values, is_leak in (((0.99, 1.0), True), ((0.96, 1.0), False)):
-        run = Rows(*values)
-        for step in range(5):
-            temporal.report_leaks(run, heads, step, 2, run)
+    for values, is_leak in (((0.5, 0.99, 1.0), True), ((0.99, 0.96, 1.0), False)):
+        run = Rows(*[0.5] * 17, *values)
+        for step in range(25):
+            temporal.report_leaks(run, heads, step, 20, run)
         assert len(run.printed) == is_leak
-        assert ({"step": 2, "leak_or_triviality": ["speed_audio"]} in run.rows) == is_leak
+        assert ({"step": 20, "leak_or_triviality": ["speed_audio"]} in run.rows) == is_leak
         assert not is_leak or "speed_audio is right in 99.5% of the clips" in run.printed[0]
 
 
@@ -660,6 +676,7 @@ def test_a_run_logs_each_term_and_each_tasks_accuracy_and_what_guessing_gives(wh
         result["final"]
     )
     assert result["training_seconds"] > 0
+    assert read_log(out, "replaced") == [[], [], []]
     assert (out / "curves.png").exists()
 
 
@@ -794,8 +811,10 @@ def test_held_out_clips_are_played_at_all_speeds_and_keyed_apart_from_training(w
 def test_one_title_or_too_short_ones_are_refused(world):
     args = temporal.parse_args(flags_of(world, "unused", "--k", 8, "--w", 12))
     titles = temporal.TemporalTitles(world / "films", Format.of(args), ((1,), (1,)))
-    with pytest.raises(BadInput, match="has 1 titles to train on; two are needed"):
-        temporal.make_sampler(args, titles.subset([0]))
+    alone = titles.subset([0, 1])
+    alone.counts[1] = 7  # no place for k clips
+    with pytest.raises(BadInput, match="one title to train on has room for 8 clips, and negatives"):
+        temporal.make_sampler(args, alone)
     args.k = args.w = 500
     args.batch_size = 1000
     with pytest.raises(BadInput, match="fewer --speeds, or longer films"):
