@@ -736,6 +736,31 @@ def test_a_killed_run_resumes_to_the_same_weights_and_the_same_bank(
         assert read_log(tmp_path / "killed", name) == read_log(out, name)
 
 
+def test_a_run_that_ends_inside_a_step_resumes_to_the_same_weights(
+    whole, world, tmp_path, monkeypatch, without_pictures
+):
+    """The second share of step 13 cannot be read. The first one has moved BatchNorm's means."""
+    out, _ = whole
+    next_batch, asked = temporal.next_batch, []
+
+    def broken(batches, save):
+        asked.append(save)
+        if len(asked) == 26:
+            save()
+            raise BadInput("the storage is gone")
+        return next_batch(batches, save)
+
+    args = temporal.parse_args(flags_of(world, tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(temporal, "next_batch", broken)
+        with pytest.raises(BadInput, match="the storage is gone"):
+            temporal.main(args)
+    assert load_checkpoint(tmp_path)["progress"]["step"] == 12
+    temporal.main(args)
+    for name in ("video", "audio", "bank"):
+        assert_equal(load_checkpoint(tmp_path)[name], load_checkpoint(out)[name])
+
+
 def test_two_processes_take_the_steps_of_one_and_hold_one_bank(
     whole, world, tmp_path, monkeypatch, without_pictures
 ):
