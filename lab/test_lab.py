@@ -1271,7 +1271,7 @@ def test_the_tables_in_the_notebook_are_what_the_comparison_prints(tmp_path, cap
 
 def test_the_pictures_in_the_notebook_are_there():
     pictures = re.findall(r"\]\(([\w-]+\.png)\)", NOTEBOOK)
-    assert len(pictures) == 8
+    assert len(pictures) == 9
     assert all((LAB / picture).exists() for picture in pictures)
 
 
