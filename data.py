@@ -356,6 +356,14 @@ def own_shares(sampler, step, args, processes):
         step_of_epoch = 0
 
 
+def some_shares(sampler, share, batches=20):
+    """Yield the shares of some minibatches of an epoch, evenly spaced: lists of samples."""
+    for i in range(batches):
+        batch = sampler.batch(i * len(sampler) // batches)
+        for place in range(0, len(batch), share):
+            yield batch[place : place + share]
+
+
 def even_samples(titles, number):
     """The samples (n, m, None) of so many snippets of each title, evenly spaced, or of all."""
     samples = []
@@ -567,19 +575,28 @@ def embed_snippets(titles, samples, share, model, fronts, args, processes):
     """
     samples = samples[processes.rank :: processes.world_size]
     shares = [samples[i : i + share] for i in range(0, len(samples), share)]
-    video_front, audio_front = fronts
-    processes.share_buffers(model)  # so that what is measured is what the checkpoint keeps
-    model.eval()
     own = []
-    for batch in read_shares(titles, shares, args, processes):
-        video = video_front(batch["video"].to(processes.device))
-        audio = audio_front(batch["waveform"].to(processes.device))
+    for batch, video, audio in read_to_test(titles, shares, model, fronts, args, processes):
         with processes.autocast():
             z_v, z_a = model(video, audio)
         failures = sum(batch["failures"], [])
         own.append((z_v.cpu(), z_a.cpu(), batch["title"], batch["begin"], failures))
-    model.train()
     return processes.collect_on_rank_0(own)
+
+
+def read_to_test(titles, shares, model, fronts, args, processes):
+    """Yield each of these shares, while the model is in testing mode: (batch, video, audio).
+
+    video  (B, 3, T, H, W) and audio (B, 1, P, Q), as the networks get them, without augmentation
+    """
+    video_front, audio_front = fronts
+    processes.share_buffers(model)  # so that what is measured is what the checkpoint keeps
+    model.eval()
+    for batch in read_shares(titles, shares, args, processes):
+        video = video_front(batch["video"].to(processes.device))
+        audio = audio_front(batch["waveform"].to(processes.device))
+        yield batch, video, audio
+    model.train()
 
 
 def front_end_state(fmt, video, audio):

@@ -67,15 +67,18 @@ def gather(z):
     return torch.cat(shares)
 
 
-# The measures of `discrepancy` and `synchronisation` that pictures and tables show, in this
-# order: {name: (caption, unit)}.
+# The measures of `synchronisation`, and with those of `discrepancy` all that pictures and tables
+# show, in this order: {name: (caption, unit)}.
+SYNCHRONISATION = {
+    "sync_same": ("P(sᵢᵢ > sᵢⱼ), same title", "fraction of pairs"),
+    "sync_other": ("P(sᵢᵢ > sᵢⱼ), other titles", "fraction of pairs"),
+}
 MEASURES = {
     "kl_same_other": ("KL(S⁻‖S≠)", "nats"),
     "kl_same_match": ("KL(S⁻‖S⁺)", "nats"),
     "kl_other_match": ("KL(S≠‖S⁺)", "nats"),
     "gap": ("KL(S≠‖S⁺) − KL(S⁻‖S⁺)", "nats"),
-    "sync_same": ("P(sᵢᵢ > sᵢⱼ), same title", "fraction of pairs"),
-    "sync_other": ("P(sᵢᵢ > sᵢⱼ), other titles", "fraction of pairs"),
+    **SYNCHRONISATION,
 }
 # What a network that tells nothing apart has, where that says something.
 CHANCE = {"sync_same": 0.5, "sync_other": 0.5}

@@ -37,6 +37,7 @@ from data import (
     open_titles,
     own_shares,
     read_shares,
+    some_shares,
 )
 from harness.curves import draw, draw_histograms, summarise
 from harness.errors import BadInput, make_parser, moved, one_line_errors
@@ -53,7 +54,6 @@ from harness.run import (
     describe_groups,
     describe_rate,
     finish_run,
-    is_too_bad,
     log_step,
     reason_to_end,
     report_run,
@@ -61,7 +61,7 @@ from harness.run import (
     restore_statistics,
     resume,
     save_run,
-    unreadable,
+    too_many_unreadable,
 )
 from loss import CHANCE, MEASURES, discrepancy, gather, nce_loss, synchronisation
 from media.collection import collection_name
@@ -188,10 +188,7 @@ def run_name(args, parser):
     name = f"{collection_name(args.data)}-k{args.k}"
     if args.sampling == "iid":
         name = f"{collection_name(args.data)}-iid"
-    name += names_of_flags(args, parser, ("toy", "data", "sampling", "k", *MAY_CHANGE))
-    if args.toy and args.data != TOY["data"]:
-        name += "-toy"
-    return name
+    return name + names_of_flags(args, parser, ("toy", "data", "sampling", "k", *MAY_CHANGE))
 
 
 def check_args(args, world_size):
@@ -308,18 +305,16 @@ def describe_sampling(args, train, sampler):
     return f"{source}, window {window}"
 
 
-def own_negatives(sampler, group_of, share, batches=20):
+def own_negatives(sampler, group_of, share):
     """The negatives of a sample that are of its own group: the mean over some minibatches.
 
     group_of  group_of[n], what title n belongs to: its show, or just itself
     share     how many samples are contrasted together
     """
     found = []
-    for i in range(batches):
-        batch = sampler.batch(i * len(sampler) // batches)
-        for place in range(0, len(batch), share):
-            groups = Counter(group_of[n] for n, _, _ in batch[place : place + share])
-            found += [2 * (times - 1) for times in groups.values() for _ in range(times)]
+    for samples in some_shares(sampler, share):
+        groups = Counter(group_of[n] for n, _, _ in samples)
+        found += [2 * (times - 1) for times in groups.values() for _ in range(times)]
     return sum(found) / len(found)
 
 
@@ -503,8 +498,8 @@ def main(args):
             if is_last or ((step + 1) % steps_to_measure == 0 and not stop):
                 measure(step + 1)
             end = reason_to_end(stop, skipped_in_a_row, signals, run, step + 1, total_steps)
-            if end is None and is_too_bad(since_start, args, steps_per_epoch):
-                end = unreadable(since_start, args, run)
+            if end is None:
+                end = too_many_unreadable(since_start, args, steps_per_epoch, run)
             ends_epoch = (step + 1) % steps_per_epoch == 0
             if end or ends_epoch or run.save_is_due(args.save_minutes):
                 save(step + 1, done)

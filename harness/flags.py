@@ -66,6 +66,8 @@ def names_of_flags(args, parser, elsewhere):
     """What the name of a run says of flags that are not at their defaults: -seed1-gather.
 
     elsewhere  flags that the name has already, and those that make no other run of it
+
+    Of a pretraining with --toy on films of its own it says that, too.
     """
     name = ""
     for flag, value in vars(args).items():
@@ -78,4 +80,6 @@ def names_of_flags(args, parser, elsewhere):
             name += "-".join(map(str, value))
         elif value is not True:
             name += f"{value}"
+    if getattr(args, "toy", False) and args.data != parser.get_default("data"):
+        name += "-toy"
     return name

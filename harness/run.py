@@ -430,18 +430,15 @@ def log_step(run, step, epoch, loss, norm, not_finite, lr, times, done):
     run.log(step=step + 1, epoch=epoch, **row, lr=lr, **times, **so_far)
 
 
-def is_too_bad(since_start, args, steps_per_epoch):
-    """Whether more than --max-bad of the snippets since this start were replaced.
+def too_many_unreadable(since_start, args, steps_per_epoch, run):
+    """The error that ends a run in which more than --max-bad of the snippets were replaced.
 
-    In the first epoch, whether it is more than this share of an epoch.
+    It is None if they were fewer. They are counted since this start, and in the first epoch they
+    have to be more than this share of an epoch.
     """
-    steps = max(since_start["steps"], steps_per_epoch)
-    return since_start["bad"] > args.max_bad * args.batch_size * steps
-
-
-def unreadable(since_start, args, run):
-    """The end of a run of which too much cannot be read."""
     bad, steps = since_start["bad"], since_start["steps"]
+    if bad <= args.max_bad * args.batch_size * max(steps, steps_per_epoch):
+        return None
     return BadInput(
         f"{bad:.0f} snippets could not be read in {steps} steps, more than --max-bad "
         f"{args.max_bad} of them (or of an epoch's): see {run.out}/bad.txt. The same command, with "

@@ -54,6 +54,7 @@ from data import (
     open_titles,
     own_shares,
     read_shares,
+    some_shares,
 )
 from harness.curves import draw, summarise
 from harness.errors import BadInput, make_parser, one_line_errors
@@ -70,7 +71,6 @@ from harness.run import (
     describe_groups,
     describe_rate,
     finish_run,
-    is_too_bad,
     log_step,
     reason_to_end,
     report_run,
@@ -78,9 +78,9 @@ from harness.run import (
     restore_statistics,
     resume,
     save_run,
-    unreadable,
+    too_many_unreadable,
 )
-from loss import CHANCE, MEASURES, synchronisation
+from loss import CHANCE, SYNCHRONISATION, synchronisation
 from media.collection import collection_name
 from media.format import Format
 from models import AudioVisualModel, largest_map, update_statistics
@@ -246,11 +246,8 @@ def add_paper_flags(add):
 
 def run_name(args, parser):
     """The collection, and every flag that makes it another run: avts-toy-hard-share0.0."""
-    name = f"avts-{collection_name(args.data)}"
-    name += names_of_flags(args, parser, ("toy", "data", *MAY_CHANGE))
-    if args.toy and args.data != TOY["data"]:
-        name += "-toy"
-    return name
+    flags = names_of_flags(args, parser, ("toy", "data", *MAY_CHANGE))
+    return f"avts-{collection_name(args.data)}{flags}"
 
 
 def check_args(args, world_size):
@@ -319,9 +316,6 @@ def learning_rate(args, step, steps_per_epoch):
     return args.lr * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup))) / 2
 
 
-MEASURED = {name: MEASURES[name] for name in ("sync_same", "sync_other")}
-
-
 def measure_held_out(run, held_out, model, fronts, args, processes, step):
     """Log and print synchronisation on held-out titles: how often d_ii is below d_ij."""
     embedded = embed_held_out(held_out, model, fronts, args, processes)
@@ -341,9 +335,10 @@ def measure_held_out(run, held_out, model, fronts, args, processes, step):
 
 def draw_run(rows, args, path):
     """The loss, beside that of a network that tells nothing apart, and synchronisation."""
-    groups = {"AVTS": {args.seed: summarise(rows, MEASURED)}}
+    groups = {"AVTS": {args.seed: summarise(rows, SYNCHRONISATION)}}
     chance = {**CHANCE, "loss": args.margin**2 / 4}
-    draw(path, groups, MEASURED, loss_title="training loss (margin)", loss_unit="", chance=chance)
+    loss_title = "training loss (margin)"
+    draw(path, groups, SYNCHRONISATION, loss_title=loss_title, loss_unit="", chance=chance)
 
 
 def report_start(args, titles, train, held_out, sampler, processes, resumed, step):
@@ -365,20 +360,15 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
     report_run(args, processes, resumed, step)
 
 
-def mean_negatives(sampler, train, share, batches=20):
+def mean_negatives(sampler, train, share):
     """How many pairs of a share are (easy, hard, super-hard) negatives: means over minibatches."""
-    totals = torch.zeros(3)
-    shares = 0
-    for i in range(batches):
-        batch = sampler.batch(i * len(sampler) // batches)
-        for place in range(0, len(batch), share):
-            samples = batch[place : place + share]
-            title = torch.tensor([n for n, _, _ in samples])
-            begin = torch.tensor([train.begin(n, m) for n, m, _ in samples], dtype=torch.double)
-            kinds = kinds_of_negatives(title, begin, train.fmt.seconds)
-            totals += torch.tensor([pairs.sum() for pairs in kinds.values()])
-            shares += 1
-    return (totals / shares).tolist()
+    counts = []
+    for samples in some_shares(sampler, share):
+        title = torch.tensor([n for n, _, _ in samples])
+        begin = torch.tensor([train.begin(n, m) for n, m, _ in samples], dtype=torch.double)
+        kinds = kinds_of_negatives(title, begin, train.fmt.seconds)
+        counts.append([pairs.sum().item() for pairs in kinds.values()])
+    return torch.tensor(counts, dtype=torch.double).mean(0).tolist()
 
 
 # -------------------------------------------------------------------------------------------------
@@ -495,8 +485,8 @@ def main(args):
             if is_last or ((step + 1) % steps_to_measure == 0 and not stop):
                 measure(step + 1)
             end = reason_to_end(stop, skipped_in_a_row, signals, run, step + 1, total_steps)
-            if end is None and is_too_bad(since_start, args, steps_per_epoch):
-                end = unreadable(since_start, args, run)
+            if end is None:
+                end = too_many_unreadable(since_start, args, steps_per_epoch, run)
             ends_epoch = (step + 1) % steps_per_epoch == 0
             if end or ends_epoch or run.save_is_due(args.save_minutes):
                 save(step + 1, done)
@@ -505,7 +495,7 @@ def main(args):
                 raise end
 
     progress.close()
-    summary = {"paper": "AVTS", **summarise(run.rows, MEASURED)}
+    summary = {"paper": "AVTS", **summarise(run.rows, SYNCHRONISATION)}
     finish_run(run, summary, done, since_start, total_steps, args, processes)
     processes.end()
 

@@ -54,6 +54,8 @@ from data import (
     open_titles,
     own_shares,
     read_shares,
+    read_to_test,
+    some_shares,
     stack_frames,
 )
 from harness.curves import draw, summarise
@@ -71,7 +73,6 @@ from harness.run import (
     describe_groups,
     describe_rate,
     finish_run,
-    is_too_bad,
     log_step,
     reason_to_end,
     report_run,
@@ -79,9 +80,9 @@ from harness.run import (
     restore_statistics,
     resume,
     save_run,
-    unreadable,
+    too_many_unreadable,
 )
-from loss import CHANCE, MEASURES, gather, synchronisation
+from loss import CHANCE, SYNCHRONISATION, gather, synchronisation
 from media.collection import collection_name
 from media.format import HELD_OUT_CLIP, MINING, PLAYBACK, SNIPPET_CROP, Format, rng_of
 from media.reader import CENTRE, check_whole, has_key_frames_only
@@ -690,12 +691,9 @@ def add_training_flags(add):
 
 def run_name(args, parser):
     """The collection, and every flag that makes it another run: temporal-toy-time-bank0."""
-    name = f"temporal-{collection_name(args.data)}"
+    flags = names_of_flags(args, parser, ("toy", "data", *MAY_CHANGE))
     # The name is one folder, so the slash between the two lists of speeds becomes a hyphen.
-    name += names_of_flags(args, parser, ("toy", "data", *MAY_CHANGE)).replace("/", "-")
-    if args.toy and args.data != TOY["data"]:
-        name += "-toy"
-    return name
+    return f"temporal-{collection_name(args.data)}{flags.replace('/', '-')}"
 
 
 def parse_speeds(text):
@@ -798,7 +796,7 @@ def add_to_bank(bank, own, processes):
     bank.add(z_v, z_a, title)
 
 
-def chance_levels(sampler, train, args, batches=20):
+def chance_levels(sampler, train, args):
     """What guessing gives, {name: level}, counted over some minibatches.
 
         loss, contrast_x    that of a network that tells nothing apart, once pairs are mined
@@ -819,18 +817,15 @@ def chance_levels(sampler, train, args, batches=20):
     }
     counts = {name: torch.zeros(len(orders[name]), 3) for name in orders}  # (pairs of spans, 3)
     negatives = []  # of each clip, in its share
-    for i in range(batches):
-        batch = sampler.batch(i * len(sampler) // batches)
-        for place in range(0, len(batch), args.share):
-            samples = batch[place : place + args.share]
-            title = torch.tensor([n for n, _, _ in samples])
-            begin = torch.tensor([train.begin(n, m) for n, m, _ in samples], dtype=torch.double)
-            other_begin = begin[next_of_title(title, args.k)]
-            for name, pairs in orders.items():
-                for row, (span, other_span) in enumerate(pairs):
-                    order = order_of(begin, span, other_begin, other_span)
-                    counts[name][row] += order.bincount(minlength=3)
-            negatives.append((title[:, None] != title[None, :]).sum(1))
+    for samples in some_shares(sampler, args.share):
+        title = torch.tensor([n for n, _, _ in samples])
+        begin = torch.tensor([train.begin(n, m) for n, m, _ in samples], dtype=torch.double)
+        other_begin = begin[next_of_title(title, args.k)]
+        for name, pairs in orders.items():
+            for row, (span, other_span) in enumerate(pairs):
+                order = order_of(begin, span, other_begin, other_span)
+                counts[name][row] += order.bincount(minlength=3)
+        negatives.append((title[:, None] != title[None, :]).sum(1))
     negatives = torch.cat(negatives)
     mined = args.mined_negatives if args.bank else 0
     level = (1 + negatives + mined).log().mean().item()
@@ -877,12 +872,8 @@ def measure_tasks(held_out, model, fronts, args, processes):
         return {}, []
     failures = []
     answers = torch.zeros(2, len(heads), device=processes.device)  # (right, asked)
-    processes.share_buffers(model)
-    model.eval()
     own = shares[processes.rank :: processes.world_size]
-    for batch in read_shares(held_out, own, args, processes):
-        video = fronts[0](batch["video"].to(processes.device))
-        audio = fronts[1](batch["waveform"].to(processes.device))
+    for batch, video, audio in read_to_test(held_out, own, model, fronts, args, processes):
         following = next_of_title(batch["title"], args.k)
         with processes.autocast():
             _, _, logits = model(video, audio, following.to(processes.device))
@@ -891,12 +882,8 @@ def measure_tasks(held_out, model, fronts, args, processes):
         for i, name in enumerate(heads):
             _, right, asked = found[name]
             answers[:, i] += torch.stack([right, asked])
-    model.train()
     answers = processes.sum_over_ranks(*answers.flatten())
     return accuracies("held_out", heads, answers), processes.collect_on_rank_0(failures)
-
-
-SYNCHRONISATION = {name: MEASURES[name] for name in ("sync_same", "sync_other")}
 
 
 def measure_held_out(run, held_out, model, fronts, args, processes, step):
@@ -1148,8 +1135,8 @@ def main(args):
             if is_last or ((step + 1) % steps_to_measure == 0 and not stop):
                 measure(step + 1)
             end = reason_to_end(stop, skipped_in_a_row, signals, run, step + 1, total_steps)
-            if end is None and is_too_bad(since_start, args, steps_per_epoch):
-                end = unreadable(since_start, args, run)
+            if end is None:
+                end = too_many_unreadable(since_start, args, steps_per_epoch, run)
             ends_epoch = (step + 1) % steps_per_epoch == 0
             if end or ends_epoch or run.save_is_due(args.save_minutes):
                 save(step + 1, done)
