@@ -396,12 +396,19 @@ def verdict(margins):
 def describe(comparison):
     """Write a comparison in words: "films, action: k = 16 > k = 1"."""
     high, low = comparison.higher[0], comparison.lower[0]
+    what = caption_of(high.name)
     if len(comparison.higher) > 1:
         *_, other = comparison.lower
-        return f"{high.name}: k = 16 − k = 1 on {high.world} > on {other.world}"
+        return f"{what}: k = 16 − k = 1 on {high.world} > on {other.world}"
     if high.label == low.label:
-        return f"{high.world}, {high.label}: {high.name} > {low.name}"
-    return f"{high.world}, {high.name}: {high.label} > {low.label}"
+        return f"{high.world}, {high.label}: {what} > {caption_of(low.name)}"
+    return f"{high.world}, {what}: {high.label} > {low.label}"
+
+
+def caption_of(name):
+    """What pictures and tables call a figure, if it is one of theirs."""
+    caption, _ = MEASURES.get(name, (name, None))
+    return caption
 
 
 def describe_margins(margins):
