@@ -18,7 +18,7 @@
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")/.."
-cores=$(nproc) # which counts threads where OMP_NUM_THREADS is set
+cores=$(env -u OMP_NUM_THREADS nproc) # It would count these threads.
 export OMP_NUM_THREADS=1
 # glibc would give each large tensor back to the kernel, and a training step would then spend a
 # quarter of its time on faulting 80,000 pages in again.

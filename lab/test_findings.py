@@ -482,7 +482,7 @@ def sweep(folder):
     """Run lab/sweep.sh for seed 11 in this folder, and return the commands that it ran."""
     (folder / "calls").unlink(missing_ok=True)
     environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
-    environment.pop("OMP_NUM_THREADS", None)
+    environment["OMP_NUM_THREADS"] = "1"  # which must not be the number of jobs
     command = ["bash", folder / "lab" / "sweep.sh", "--seeds", "11"]
     subprocess.run(command, env=environment, check=True)
     calls = (folder / "calls").read_text().splitlines()
