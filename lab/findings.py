@@ -28,6 +28,7 @@ from lab.compare import UNTRAINED, downstream, group, learning_curves, read_runs
 from lab.siblings import table_of_papers
 from loss import MEASURES
 
+ENOUGH = 3  # seeds for a verdict
 BEGAN = 0.1  # KL(S⁻‖S⁺), in nats, of a run that began to tell moments of a title apart
 WORLDS = ("films", "tv", "shows")
 
@@ -486,19 +487,20 @@ def print_verdicts(answers):
     print(table_row(["", "asked", "all runs", "seeds", "without runs that never began"]))
     print("|---" * 5 + "|")
     for number, (_, with_all, without, late) in answers.items():
-        of_the_others = f"{verdict(without)} ({len(late)} left out)" if late else ""
-        asked = FINDINGS[number].__doc__
-        print(table_row([number, asked, verdict(with_all), seeds_of(with_all), of_the_others]))
+        counts = [len(of_seed) for of_seed in with_all if of_seed]
+        found, seeds, of_the_others = verdict(with_all), "", ""
+        if counts:
+            seeds = in_range(min(counts), max(counts))
+            if min(counts) < ENOUGH:
+                found = f"no verdict yet; so far {found}"
+        if late:
+            of_the_others = f"{verdict(without)} ({len(late)} left out)"
+        print(table_row([number, FINDINGS[number].__doc__, found, seeds, of_the_others]))
 
 
-def seeds_of(margins):
-    """How many seeds each comparison has that is asked: "5", or "3 to 5"."""
-    counts = [len(of_seed) for of_seed in margins if of_seed]
-    if not counts:
-        return ""
-    if min(counts) == max(counts):
-        return f"{max(counts)}"
-    return f"{min(counts)} to {max(counts)}"
+def in_range(low, high):
+    """How many seeds the comparisons have: "5", or "3 to 5"."""
+    return f"{high}" if low == high else f"{low} to {high}"
 
 
 def parse_args(argv=None):

@@ -409,6 +409,7 @@ def test_the_verdicts_are_printed(tmp_path):
     assert lines[3] == f"Commits: not recorded ({len(rows)} runs)."
     asked = FINDINGS[12].__doc__
     assert f"| 12 | {asked} | holds in the mean | 3 | holds (1 left out) |" in lines
+    assert f"| 18 | {FINDINGS[18].__doc__} | holds | 3 |  |" in lines
     start = lines.index(f"## 12. {asked}")
     values = np.array([0.2, -0.25, 0.2])
     spread = f"{values.mean():+.3f} ± {values.std(ddof=1):.3f}"
@@ -417,6 +418,15 @@ def test_the_verdicts_are_printed(tmp_path):
     # The runs of `time` make the last table.
     assert lines[-5].startswith("| i.i.d. | 3 | ") and lines[-1].startswith("| Temporal | 3 | ")
     assert "no finished run" in refused("lab.findings", tmp_path / "none.json")
+
+
+def test_less_than_three_seeds_make_no_verdict(tmp_path):
+    rows = [row for row in made_up_rows() if row["seed"] < 13 or "films-13" in row["run"]]
+    (tmp_path / "findings.json").write_text(json.dumps(rows))
+    _, printed, _ = run_script("lab.findings", tmp_path / "findings.json")
+    lines = printed.splitlines()
+    assert f"| 1 | {FINDINGS[1].__doc__} | holds | 3 |  |" in lines
+    assert f"| 10 | {FINDINGS[10].__doc__} | no verdict yet; so far holds | 2 to 3 |  |" in lines
 
 
 def test_the_page_of_the_verdicts_is_made_of_the_rows(monkeypatch):

@@ -10,8 +10,10 @@ Self-Supervised Synchronization" (Korbar, Tran, Torresani, 2018).
     python -m papers.avts --hard-after 0                  both from the start,
     python -m papers.avts --superhard                     overlapping ones in place of hard ones
 
-The networks and their sampler, data, runs and checkpoints are those of pretrain.py. What differs:
+Sampler, data, runs and checkpoints are those of pretrain.py, and so is the audio network. What
+differs:
 
+    network     That of the video is MC3-18, unless --network r2plus1d_18 takes pretrain.py's.
     question    Each pair of a video and a sound is in sync or not, by its distance alone, where
                 pretrain.py asks which sound of a share is that of a video.
     negatives   Easy ones are of other titles. Hard ones are of the same title, 0.5 s or more away.
