@@ -42,7 +42,7 @@ from lab.compare import (
     sweeps,
     with_window,
 )
-from loss import MEASURES
+from loss import MEASURES, SYNCHRONISATION
 from media.format import Format
 
 LAB = Path(__file__).parent
@@ -1051,7 +1051,7 @@ def row_of_avts(flags, seed=0):
         "paper": "AVTS",
         "arguments": {**args, "seed": seed, "processes": 1},
         "done": {"snippets": 64 * 97, "bad": 0, "skipped": 3},
-        **summarise(log, papers.avts.MEASURED),
+        **summarise(log, SYNCHRONISATION),
     }
 
 
@@ -1110,7 +1110,7 @@ def test_the_losses_of_two_papers_are_not_drawn_in_one_panel(tmp_path, capsys, f
     together = [axes.get_title() for axes in drawn["tv-papers"].axes]
     assert together == [*(title for title, _ in MEASURES.values()), "downstream"]
     *curves, _, downstream = [axes.get_title() for axes in drawn["tv-avts"].axes]
-    measured = [title for title, _ in papers.avts.MEASURED.values()]
+    measured = [title for title, _ in SYNCHRONISATION.values()]
     assert curves == [*measured, "training loss of AVTS"] and downstream == "downstream"
     assert labels_in(drawn["tv-avts"]) == list(ARMS.values())
     avts = "hard share = 0.25, hard after = 50.0, no superhard"
