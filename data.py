@@ -42,7 +42,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from harness.errors import BadInput, moved
-from harness.run import obey_parent_only
+from harness.run import NOTHING_DONE, obey_parent_only, resume
 from media.collection import index_scenes, read_collection
 from media.format import (
     BANDS,
@@ -543,6 +543,27 @@ def measure_log_mel(audio_front, train, processes):
         return audio_front.mean, audio_front.std
 
     audio_front.mean, audio_front.std = processes.on_rank_0(measure)
+
+
+def begin_or_resume(run, model, optimizer, audio_front, train, args, processes):
+    """Begin a run, or resume the one that its folder holds.
+
+    A new one measures the constants of the log-mel. A resumed one gets back its weights, its
+    optimiser, these constants and its log; BadInput is raised if it was trained on other titles.
+
+    Returns (the steps until then, what was `done` in them, whether the run is resumed).
+    """
+    if run.checkpoint is None:
+        measure_log_mel(audio_front, train, processes)
+        run.begin()
+        return 0, dict(NOTHING_DONE), False
+    check_titles(run.checkpoint["progress"], train, args)
+    start, done = resume(run.checkpoint, model, optimizer)
+    audio_front.restore(run.checkpoint["front_end"])
+    run.begin(run.read_log(start))
+    run.log_processes(start)
+    run.checkpoint = None  # frees half a gigabyte
+    return start, done, True
 
 
 def embed_held_out(held_out, model, fronts, args, processes):

@@ -29,10 +29,9 @@ from torch.nn.utils import get_total_norm
 from data import (
     AudioFrontEnd,
     VideoFrontEnd,
-    check_titles,
+    begin_or_resume,
     embed_held_out,
     front_end_state,
-    measure_log_mel,
     next_batch,
     open_titles,
     own_shares,
@@ -43,7 +42,6 @@ from harness.curves import draw, draw_histograms, summarise
 from harness.errors import BadInput, make_parser, moved, one_line_errors
 from harness.flags import MAY_CHANGE, add_run_flags, check_rules, names_of_flags, rules_of_run
 from harness.run import (
-    NOTHING_DONE,
     TOO_LARGE,
     Processes,
     Progress,
@@ -59,7 +57,6 @@ from harness.run import (
     report_run,
     report_titles,
     restore_statistics,
-    resume,
     save_run,
     too_many_unreadable,
 )
@@ -414,19 +411,10 @@ def main(args):
     video_front = VideoFrontEnd(args.jitter).to(device)
     audio_front = AudioFrontEnd(fmt).to(device)
 
-    # Resume after `start` steps, in which this much was done.
-    start, done = 0, dict(NOTHING_DONE)
-    resumed = run.checkpoint is not None
-    if resumed:
-        check_titles(run.checkpoint["progress"], train, args)
-        start, done = resume(run.checkpoint, model, optimizer)
-        audio_front.restore(run.checkpoint["front_end"])
-        run.begin(run.read_log(start))
-        run.log_processes(start)
-        run.checkpoint = None  # frees half a gigabyte
-    else:
-        measure_log_mel(audio_front, train, processes)
-        run.begin()
+    # Begin, or resume after `start` steps, in which this much was done.
+    start, done, resumed = begin_or_resume(
+        run, model, optimizer, audio_front, train, args, processes
+    )
     report_start(args, titles, train, held_out, sampler, processes, resumed, start)
     front_end = front_end_state(fmt, video_front, audio_front)
     fronts = (video_front, audio_front)

@@ -48,10 +48,9 @@ from torch.nn.utils import get_total_norm
 from data import (
     AudioFrontEnd,
     VideoFrontEnd,
-    check_titles,
+    begin_or_resume,
     embed_held_out,
     front_end_state,
-    measure_log_mel,
     next_batch,
     open_titles,
     own_shares,
@@ -62,7 +61,6 @@ from harness.curves import draw, summarise
 from harness.errors import BadInput, make_parser, one_line_errors
 from harness.flags import MAY_CHANGE, add_run_flags, check_rules, names_of_flags, rules_of_run
 from harness.run import (
-    NOTHING_DONE,
     TOO_LARGE,
     Processes,
     Progress,
@@ -78,7 +76,6 @@ from harness.run import (
     report_run,
     report_titles,
     restore_statistics,
-    resume,
     save_run,
     too_many_unreadable,
 )
@@ -408,19 +405,8 @@ def main(args):
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=processes.on_gpu)
     fronts = VideoFrontEnd().to(device), AudioFrontEnd(fmt).to(device)
 
-    # Resume after `start` steps, in which this much was done.
-    start, done = 0, dict(NOTHING_DONE)
-    resumed = run.checkpoint is not None
-    if resumed:
-        check_titles(run.checkpoint["progress"], train, args)
-        start, done = resume(run.checkpoint, model, optimizer)
-        fronts[1].restore(run.checkpoint["front_end"])
-        run.begin(run.read_log(start))
-        run.log_processes(start)
-        run.checkpoint = None
-    else:
-        measure_log_mel(fronts[1], train, processes)
-        run.begin()
+    # Begin, or resume after `start` steps, in which this much was done.
+    start, done, resumed = begin_or_resume(run, model, optimizer, fronts[1], train, args, processes)
     report_start(args, titles, train, held_out, sampler, processes, resumed, start)
     front_end = front_end_state(fmt, *fronts)
     measure = partial(measure_held_out, run, held_out, model, fronts, args, processes)
