@@ -551,7 +551,7 @@ def answers_of(logits, labels):
     return answers
 
 
-def loss_of_share(fronts, parallel, bank, args, processes, batch, batch_key):
+def loss_of_share(batch, batch_key, fronts, parallel, bank, args, processes):
     """The loss of one share, and what it is made of.
 
     batch_key  (seed, epoch, step of the epoch, share)
@@ -1062,7 +1062,6 @@ def main(args):
     parallel = processes.parallel(model)
 
     # The loop.
-    loss_of = partial(loss_of_share, fronts, parallel, model.bank, args, processes)
     batches = read_shares(train, own_shares(sampler, start, args, processes), args, processes)
     shares = args.batch_size // args.share
     own = processes.own(shares)
@@ -1086,7 +1085,9 @@ def main(args):
                 batch_key = (args.seed, epoch, step_of_epoch, share)
                 update_statistics(model, share == 0)
                 with processes.accumulate(parallel, is_last=share == own[-1]):
-                    loss, found, clips_of_share = loss_of(batch, batch_key)
+                    loss, found, clips_of_share = loss_of_share(
+                        batch, batch_key, fronts, parallel, model.bank, args, processes
+                    )
                     (loss / len(own)).backward()
                 numbers = numbers + found  # summed over the processes below
                 clips.append(clips_of_share)

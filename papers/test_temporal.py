@@ -713,11 +713,11 @@ def test_a_killed_run_resumes_to_the_same_weights_and_the_same_bank(
     out, _ = whole
     loss_of_share, added = temporal.loss_of_share, []
 
-    def killed(fronts, parallel, bank, *rest):
+    def killed(batch, batch_key, fronts, parallel, bank, *rest):
         added.append(bank.added)
         if len(added) == 18:
             raise Killed
-        return loss_of_share(fronts, parallel, bank, *rest)
+        return loss_of_share(batch, batch_key, fronts, parallel, bank, *rest)
 
     args = temporal.parse_args(flags_of(world, tmp_path / "killed"))
     with monkeypatch.context() as patch:
