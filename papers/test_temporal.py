@@ -75,7 +75,7 @@ def numbers_heard(waveform, q, gain=0.0):
 LABELS = ("speed_video", "speed_audio", "backward_video", "backward_audio")
 
 
-def labels_of(item):
+def labels_shown_by(item):
     """The four labels that the frames and the sound of an item of a numbered film show."""
     seen = numbers_seen(item["video"])
     p = abs(seen[1] - seen[0])
@@ -129,7 +129,7 @@ def test_labels_are_drawn_one_by_one_and_are_those_of_what_was_read(numbered):
         n, m = i % 2, i % 5
         item = titles[n, m, (0, 0, 0, i)]
         labels = [item[name] for name in LABELS]
-        assert labels == labels_of(item)
+        assert labels == labels_shown_by(item)
         assert item["span_video"] == pytest.approx(0.8 * [1, 2, 4, 8][labels[0]])
         assert item["span_audio"] == pytest.approx(0.8 * [1, 2][labels[1]])
         assert (item["title"], item["begin"]) == (n, pytest.approx(0.8 * m))
@@ -141,7 +141,7 @@ def test_labels_are_drawn_one_by_one_and_are_those_of_what_was_read(numbered):
 def test_without_a_key_a_clip_is_as_it_was_filmed(numbered):
     titles = temporal.TemporalTitles(numbered, CLIP)
     item = titles[0, 2, None]
-    assert [item[name] for name in LABELS] == [0, 0, 0, 0] == labels_of(item)
+    assert [item[name] for name in LABELS] == [0, 0, 0, 0] == labels_shown_by(item)
     assert numbers_seen(item["video"]) == list(range(16, 24))
     assert numbers_heard(item["waveform"], q=1) == list(range(16, 24))
 
@@ -173,7 +173,7 @@ def test_a_clip_that_cannot_be_read_is_replaced_with_its_labels(numbered, tmp_pa
         assert item["failures"] and item["begin"] > 0.7
         assert min(numbers_seen(item["video"])) == round(10 * item["begin"])
         labels = [item[name] for name in LABELS]
-        assert labels == labels_of(item)
+        assert labels == labels_shown_by(item)
         assert item["span_video"] == pytest.approx(0.8 * [1, 2, 4, 8][labels[0]])
 
 
