@@ -25,7 +25,7 @@ import numpy as np
 
 from harness.errors import make_parser, one_line_errors, printable
 from lab.compare import UNTRAINED, downstream, group, learning_curves, read_runs, table_row
-from lab.siblings import table_of_papers
+from lab.siblings import CAPTION, table_of_papers
 from loss import MEASURES
 
 ENOUGH = 3  # seeds for a verdict
@@ -472,6 +472,8 @@ def print_page(path):
     if lines:
         print()
         print("## Three papers under one budget")
+        print()
+        print(CAPTION)
         print()
         print("\n".join(lines))
 
