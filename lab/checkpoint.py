@@ -63,7 +63,7 @@ def weights_in_words(sources):
     return "; ".join(source.describe() for source in sources)
 
 
-def report_titles(what, number, titles, sources, report):
+def report_start(what, number, titles, sources, report):
     """Print what is looked at, what of it cannot be used, and the weights, before it begins.
 
     what    clips or snippets, of which there are this number

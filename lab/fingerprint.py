@@ -37,7 +37,7 @@ from lab.checkpoint import (
     evenly,
     format_of,
     fronts_of,
-    report_titles,
+    report_start,
     run_once,
     sources_of,
 )
@@ -375,7 +375,7 @@ def check_clips(args, fmt, clips):
 def report_fingerprint(titles, clips, sources, run, processes):
     """Print what is done, before it begins."""
     report = processes.report
-    report_titles("clips", len(clips), titles, sources, report)
+    report_start("clips", len(clips), titles, sources, report)
     report(f"queries   {len(NAMES) - 1} distortions of each clip; by chance {1 / len(clips):.2%}")
     report(f"run       {run.out}, on {processes.world_size} x {processes.device.type}")
 

@@ -18,7 +18,7 @@
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")/.."
-cores=$(env -u OMP_NUM_THREADS nproc) # It would count these threads.
+cores=$(env -u OMP_NUM_THREADS nproc) # Where it is set, nproc prints it in place of the cores.
 export OMP_NUM_THREADS=1
 # glibc would give each large tensor back to the kernel, and a training step would then spend a
 # quarter of its time on faulting 80,000 pages in again.

@@ -42,7 +42,7 @@ from lab.checkpoint import (
     evenly,
     format_of,
     fronts_of,
-    report_titles,
+    report_start,
     run_once,
     sources_of,
 )
@@ -187,7 +187,7 @@ def kinds_to_compare(title, args):
 def report_sync(titles, samples, sources, truth, run, processes):
     """Print what is done, before it begins."""
     report = processes.report
-    report_titles("snippets", len(samples), titles, sources, report)
+    report_start("snippets", len(samples), titles, sources, report)
     if truth is not None:
         report("truth     shots and scenes are those of truth.csv, beside the folder")
     report(f"run       {run.out}, on {processes.world_size} x {processes.device.type}")

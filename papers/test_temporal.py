@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -230,6 +231,16 @@ def test_films_that_were_not_prepared_are_warned_about(numbered, tmp_path):
         titles = temporal.TemporalTitles(folder, CLIP)
         temporal.report_key_frames(titles, rows)
         assert [line[: len(printed[0])] for line in rows.printed] == printed
+
+
+def test_of_many_films_at_most_sixteen_are_looked_at(monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(temporal, "has_key_frames_only", looked_at.append)  # None: it has others
+    rows = Rows()
+    titles = types.SimpleNamespace(parts=[[(f"{n}.mkv", 0, 8)] for n in range(31)])
+    temporal.report_key_frames(titles, rows)
+    assert looked_at == [f"{n}.mkv" for n in range(0, 31, 2)]
+    assert "16 of 16 files looked at" in rows.printed[0]
 
 
 # --------------------------------------------------------------------------------------------------
