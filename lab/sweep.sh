@@ -4,7 +4,8 @@
 #
 #   bash lab/sweep.sh                          all runs
 #   bash lab/sweep.sh --headline               k = 1, 4, 16, 64 and i.i.d., in three worlds
-#   bash lab/sweep.sh --papers                 the sibling papers, in a world of their own
+#   bash lab/sweep.sh --papers                 three papers, in a world of their own
+#   bash lab/sweep.sh --ablations              parts of the sibling papers left out, in that world
 #   bash lab/sweep.sh --seeds "21 22"          all runs, of other seeds
 #   bash lab/sweep.sh --list                   print the jobs, and make nothing
 #
@@ -37,9 +38,9 @@ AVTS+=" --warmup 0.5 --hard-after 0.5"
 # of the rate, since the files have no more than twice of it, and the same windows in seconds.
 export TEMPORAL="--toy --workers 1 --keep --epochs $EPOCHS --measure-every 0.25"
 TEMPORAL+=" --n-fft 512 --hop 128 --mels 64"
-headline_seeds="11 12 13 14 15"
-other_seeds="11 12 13"
-lists="headline papers others"
+seeds="11 12 13"
+more_seeds_of_headline="14 15"
+lists="headline papers others ablations"
 list=
 
 # refuse MESSAGE: end with the one line that says what is wrong and what would be right.
@@ -50,7 +51,7 @@ refuse() {
 
 while [ $# -gt 0 ]; do
   case $1 in
-    --headline | --papers)
+    --headline | --papers | --ablations)
       lists=${1#--}
       shift
       ;;
@@ -60,12 +61,12 @@ while [ $# -gt 0 ]; do
       ;;
     --seeds)
       [ $# -gt 1 ] || refuse '--seeds: name one or more of them, such as --seeds "11 12"'
-      headline_seeds=$2
-      other_seeds=$2
+      seeds=$2
+      more_seeds_of_headline=
       shift 2
       ;;
     *)
-      refuse "$1: must be --headline, --papers, --list, or --seeds with a list: --seeds \"11 12\""
+      refuse "$1: must be --headline, --papers, --ablations, --list, or --seeds \"11 12\""
       ;;
   esac
 done
@@ -239,23 +240,26 @@ list_others() {
   echo "$1 films untrained tune"
 }
 
-# list_papers SEED: the sibling papers beside k = 1, k = 16 and i.i.d., on a world for all three.
+# list_papers SEED: AVTS, with its curriculum, and Temporal, with all tasks, beside k = 1, k = 16 and
+# i.i.d., on a world for all three papers.
 list_papers() {
-  local task
   echo "$1 time k1 papers --k 1"
   echo "$1 time k16 papers --k 16"
   echo "$1 time iid papers --sampling iid"
   echo "$1 time untrained retrieve"
-  # AVTS: the curriculum; easy negatives alone; hard ones alone; both from the start; and the
-  # curriculum with overlapping snippets in place of hard negatives.
   echo "$1 time avts papers"
+  echo "$1 time temporal papers"
+}
+
+# list_ablations SEED: of AVTS easy negatives alone; hard ones alone; both from the start; and
+# overlapping snippets in place of hard negatives. Of Temporal the contrast alone; one task beside
+# it; and all tasks without mined pairs.
+list_ablations() {
+  local task
   echo "$1 time avts-easy papers --hard-share 0"
   echo "$1 time avts-hard papers --hard-share 1 --hard-after 0"
   echo "$1 time avts-mixed papers --hard-after 0"
   echo "$1 time avts-superhard papers --superhard"
-  # Temporal: all tasks beside the contrast; the contrast alone; one task beside it; and all tasks
-  # without mined pairs.
-  echo "$1 time temporal papers"
   echo "$1 time temporal-none papers --tasks none"
   for task in speed direction order; do
     echo "$1 time temporal-$task papers --tasks $task"
@@ -263,16 +267,19 @@ list_papers() {
   echo "$1 time temporal-unmined papers --bank 0"
 }
 
-# Seed by seed, so that of a sweep that is under way some seeds are complete.
+# Three seeds make a verdict: each list gets them before the next one begins.
 list_jobs() {
-  local list seeds seed
-  for seed in $headline_seeds; do
-    for list in $lists; do
-      seeds=$other_seeds
-      [ "$list" != headline ] || seeds=$headline_seeds
-      [[ " $seeds " != *" $seed "* ]] || "list_$list" "$seed"
+  local list seed
+  for list in $lists; do
+    for seed in $seeds; do
+      "list_$list" "$seed"
     done
   done
+  if [[ $lists == *headline* ]]; then
+    for seed in $more_seeds_of_headline; do
+      list_headline "$seed"
+    done
+  fi
 }
 
 if [ "$list" ]; then

@@ -583,16 +583,21 @@ def test_the_headline_is_three_worlds_and_five_seeds():
 
 
 def test_the_sibling_papers_have_a_world_and_three_seeds():
-    found = jobs_of("--papers")
+    found = jobs_of("--papers") + jobs_of("--ablations")
     networks = ["untrained", *TRAINED_ON_TIME]
     expected = {(f"{seed}", "time", network) for seed in range(11, 14) for network in networks}
     assert len(found) == len(expected) and set(found) == expected
 
 
-def test_the_sweep_goes_seed_by_seed():
-    """When it is interrupted, whole seeds can be compared."""
-    seeds = [seed for seed, _, _ in jobs_of()]
-    assert seeds == sorted(seeds) and set(seeds) == {"11", "12", "13", "14", "15"}
+def test_each_list_has_the_seeds_of_a_verdict_before_the_next_begins():
+    """When the sweep is interrupted, some findings have their verdict."""
+    of_verdict = ("--seeds", "11 12 13")
+    assert jobs_of(*of_verdict)[:54] == jobs_of("--headline", *of_verdict)
+    assert jobs_of(*of_verdict)[54:72] == jobs_of("--papers", *of_verdict)
+    assert jobs_of(*of_verdict)[-27:] == jobs_of("--ablations", *of_verdict)
+    assert [seed for seed, _, _ in jobs_of("--papers")] == 6 * ["11"] + 6 * ["12"] + 6 * ["13"]
+    assert jobs_of() == jobs_of(*of_verdict) + jobs_of("--headline", "--seeds", "14 15")
+    assert jobs_of("--headline")[54:] == jobs_of("--headline", "--seeds", "14 15")
 
 
 def test_the_sweep_makes_all_that_the_findings_ask_for(swept):
