@@ -663,10 +663,15 @@ def accuracies_of(row):
     if "accuracies" in row:
         return row["accuracies"]
     accuracies = {row["task"]: row["accuracy"]}
-    of_shots = row.get("accuracy_of_shots", {})
-    for shots in sorted(of_shots, key=int):
-        accuracies[task_of(row["arguments"], int(shots))] = of_shots[shots]
+    for shots in shots_of(row):
+        name = task_of(row["arguments"], int(shots))
+        accuracies[name] = row["accuracy_of_shots"][shots]
     return accuracies
+
+
+def shots_of(row):
+    """The numbers of labelled files of each class that a probe also had, in ascending order."""
+    return sorted(row.get("accuracy_of_shots", {}), key=int)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -692,14 +697,16 @@ def compare(paths, out):
         for sweep, labels in sweeps(groups).items():
             picture = out / f"{collection}-{sweep}.png"
             swept = {label: groups[label] for label in labels}
-            draw_sweep(picture, swept, results, all_labels, all_tasks)
+            few_shots = few_shot_tasks(tests_in[collection])
+            draw_sweep(picture, swept, results, few_shots, all_labels, all_tasks)
             print(picture)
         curves = learning_curves(rows, groups)
         if curves:
             picture = out / f"{collection}-learning.png"
             draw_learning(picture, curves, groups, all_labels)
             print(picture)
-        print_table(collection, groups, results)
+        print()
+        print("\n".join(table_of_means(collection, groups, results)))
         print_bases(bases_in[collection])
         tested = [test.row for test in tests_in[collection]]
         print_processors([row for seeds in groups.values() for row in seeds.values()] + tested)
@@ -711,15 +718,38 @@ def distinct(names):
     return list(dict.fromkeys(names))
 
 
-def draw_sweep(path, groups, results, all_labels, all_tasks):
+def few_shot_tasks(tests):
+    """Return {task of a probe: {labelled files of each class: what the task is then called}}.
+
+    The last of each task is that of all files, "all".
+    """
+    names_of = {}
+    for test in tests:
+        for shots in shots_of(test.row):
+            name = task_of(test.row["arguments"], int(shots))
+            names_of.setdefault(test.row["task"], {})[shots] = name
+    tasks = {}
+    for task, names in names_of.items():
+        tasks[task] = {shots: names[shots] for shots in sorted(names, key=int)} | {"all": task}
+    return tasks
+
+
+def draw_sweep(path, groups, results, few_shots, all_labels, all_tasks):
     """Draw the curves of a sweep, and what it gives downstream.
 
+    few_shots              as `few_shot_tasks` returns them: each has a panel of its own
     all_labels, all_tasks  those of all pictures, so that each looks the same in all of them
     """
     compared = {}
     for task, seeds_of in results.items():
         if len(seeds_of.keys() & groups.keys()) > 1:
             compared[task] = seeds_of
+    probes = []
+    for task, names in few_shots.items():
+        by_shots = {shots: compared.pop(name) for shots, name in names.items() if name in compared}
+        if by_shots:
+            looks = {label: look_of(label, all_labels) for label in groups}
+            probes.append(partial(draw_few_shots, title=task, by_shots=by_shots, looks=looks))
     crowded = has_many_labels(groups) or len(compared) > FEW_TASKS
     last_panel = None
     if compared:
@@ -748,6 +778,7 @@ def draw_sweep(path, groups, results, all_labels, all_tasks):
         chance=CHANCE,
         crowded=crowded,
         row_height=row_height,
+        more_panels=probes,
     )
 
 
@@ -868,6 +899,29 @@ def draw_downstream(axes, results, labels, tasks, sideways):
         legend_below(axes)
 
 
+def draw_few_shots(axes, title, by_shots, looks):
+    """Fill a panel with mean and range of a probe's accuracy against the labelled files it had.
+
+    by_shots  {labelled files of each class: {label: {seed: accuracy from 0 to 1}}}
+    looks     {label: its colour and its kind of line}
+    """
+    places = np.arange(len(by_shots))
+    for label, (colour, line) in {**looks, UNTRAINED: ("grey", ":")}.items():
+        of_label = [seeds_of.get(label, {}) for seeds_of in by_shots.values()]
+        complete = set.intersection(*map(set, of_label))
+        curves = [
+            (places, [100 * accuracy_of[seed] for accuracy_of in of_label])
+            for seed in sorted(complete)
+        ]
+        if curves:
+            legend = "without pretraining" if label == UNTRAINED else None
+            draw_curve(axes, curves, legend, colour, "." + line)
+            if legend:
+                axes.legend()
+    axes.set(title=title, xlabel="labelled files of each class", ylabel=unit_of([title]))
+    axes.set_xticks(places, by_shots)
+
+
 def unit_of(tasks):
     """The unit of these tasks: recall and synchronisation give no file a label."""
     if any("R@" in task or "synchronisation" in task for task in tasks):
@@ -879,19 +933,17 @@ def percents(accuracy_of_seed):
     return 100 * np.array(list(accuracy_of_seed.values()))
 
 
-def print_table(collection, groups, results):
-    """Print mean ± standard deviation over the seeds, a row a label, in Markdown (Table 1).
+def table_of_means(collection, groups, results):
+    """Return the lines of a table in Markdown: mean ± standard deviation over the seeds (Table 1).
 
-    What was never measured gets no column.
+    A label has a row; what was never measured gets no column.
     """
     measures = {"loss": "loss"}
     for name, (caption, _) in MEASURES.items():
         if was_measured(name, groups):
             measures[name] = caption
     heads = [collection, "seeds", *measures.values(), *results]
-    print()
-    print(table_row(heads))
-    print("|---" * len(heads) + "|")
+    lines = [table_row(heads), "|---" * len(heads) + "|"]
     labels = list(groups)
     if has_untrained(results):
         labels.append(UNTRAINED)
@@ -903,7 +955,8 @@ def print_table(collection, groups, results):
             cells.append(spread([final[name] for final in finals if name in final]))
         for seeds_of in results.values():
             cells.append(spread(percents(seeds_of.get(label, {}))))
-        print(table_row(cells))
+        lines.append(table_row(cells))
+    return lines
 
 
 def print_bases(bases):

@@ -5,8 +5,8 @@
 
 A finding is a list of comparisons. A comparison says that one figure is above another one, and is
 made within each seed, between runs on one world: what is printed is the mean of the differences,
-their standard deviation, and how many seeds are on each side. A table of the three papers in one
-world comes last (lab/siblings.py).
+their standard deviation, and how many seeds are on each side. Then come a table of the three papers
+in one world (lab/siblings.py), and the means of all runs.
 
 Each verdict is given twice: with all runs, and without those that never began to match moments,
 whose KL(S⁻‖S⁺) ended below 0.1. The second says what a setting gives to those that it does not
@@ -24,7 +24,15 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.errors import make_parser, one_line_errors, printable
-from lab.compare import UNTRAINED, downstream, group, learning_curves, read_runs, table_row
+from lab.compare import (
+    UNTRAINED,
+    downstream,
+    group,
+    learning_curves,
+    read_runs,
+    table_of_means,
+    table_row,
+)
 from lab.siblings import CAPTION, table_of_papers
 from loss import MEASURES
 
@@ -53,6 +61,10 @@ HALF_WAY = {f"{name} half-way": task for name, task in PROBED.items()}
 TAKE_OFF = "take-off"  # the share of the training after which a run began; 1 if it never did
 AVTS = ("sync_same", *PROBED)  # What AVTS learns, and what that is good for.
 TEMPORAL = ("action", *EVALUATED)  # What Temporal is tested on, beside fine-tuning.
+MEANS = """\
+Mean ± standard deviation over the seeds, of each world. Divergences are in nats, and of held-out
+titles; accuracies are in %. `loss` is the mean of the last tenth of the steps. `none` is an
+untrained network under a probe, and training from scratch in fine-tuning."""
 
 
 class Figure(NamedTuple):
@@ -454,7 +466,9 @@ def print_page(path):
     print(f"By `python -m lab.findings {printable(path)}`: {len(rows)} runs on {printable(kind)}.")
     for other, count in others.items():
         print(f"Left out: {count} runs on {printable(other)}.")
-    print(f"Commits: {commits_in_words(rows)}.")
+    commits = Counter(row.get("versions", {}).get("commit", "not recorded")[:12] for row in rows)
+    print(f"Commits: {counts_in_words(commits)}.")
+    print(f"Seeds: {counts_in_words(Counter(str(row['seed']) for row in rows))}.")
     print()
     print_verdicts(answers)
     for number, (comparisons, with_all, without, _) in answers.items():
@@ -476,12 +490,18 @@ def print_page(path):
         print(CAPTION)
         print()
         print("\n".join(lines))
+    print()
+    print("## The means")
+    print()
+    print(MEANS)
+    for world, groups in group([row for row in rows if "final" in row]).items():
+        print()
+        print("\n".join(table_of_means(world, groups, downstream(rows, groups))))
 
 
-def commits_in_words(rows):
-    """Say how many of these runs were made with the code of each commit: "431b30c (23 runs)"."""
-    counts = Counter(row.get("versions", {}).get("commit", "not recorded") for row in rows)
-    return ", ".join(f"{commit[:12]} ({count} runs)" for commit, count in sorted(counts.items()))
+def counts_in_words(counts):
+    """Say how many runs each name has: "11 (92 runs), 12 (40 runs)"."""
+    return ", ".join(f"{name} ({count} runs)" for name, count in sorted(counts.items()))
 
 
 def print_verdicts(answers):

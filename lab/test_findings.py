@@ -407,6 +407,8 @@ def test_the_verdicts_are_printed(tmp_path):
     lines = printed.splitlines()
     assert f"{len(rows)} runs on a processor that was not recorded." in lines[2]
     assert lines[3] == f"Commits: not recorded ({len(rows)} runs)."
+    of_seed = len(rows) // 3
+    assert lines[4] == f"Seeds: 11 ({of_seed} runs), 12 ({of_seed} runs), 13 ({of_seed} runs)."
     asked = FINDINGS[12].__doc__
     assert f"| 12 | {asked} | holds in the mean | 3 | holds (1 left out) |" in lines
     assert f"| 18 | {FINDINGS[18].__doc__} | holds | 3 |  |" in lines
@@ -415,8 +417,16 @@ def test_the_verdicts_are_printed(tmp_path):
     spread = f"{values.mean():+.3f} ± {values.std(ddof=1):.3f}"
     without = "without: +0.200 ± 0.000, 2 : 0"
     assert f"- films, action: k = 16 > k = 1: {spread}, 2 : 1; {without}" == lines[start + 2]
-    # The runs of `time` make the last table.
-    assert lines[-5].startswith("| i.i.d. | 3 | ") and lines[-1].startswith("| Temporal | 3 | ")
+    papers = lines.index("## Three papers under one budget")
+    labels = ["i.i.d.", "k = 1", "k = 16", "AVTS", "Temporal"]
+    table = [line for line in lines[papers : papers + 20] if line.startswith("| ")]
+    assert [line.split(" | ")[:2] for line in table[1:]] == [
+        [f"| {label}", "3"] for label in labels
+    ]
+    means = lines[lines.index("## The means") :]
+    heads = [line for line in means if " | seeds | loss | " in line]
+    assert [line.split()[1] for line in heads] == ["films", "shows", "time", "tv"]
+    assert sum(line.startswith("| k = 16 | 3 | ") for line in means) == 4
     assert "no finished run" in refused("lab.findings", tmp_path / "none.json")
 
 

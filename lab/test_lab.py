@@ -997,23 +997,55 @@ def test_a_crowded_picture_has_a_row_for_each_label(tmp_path, figures):
 def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
     """Then its few labels have rows, too, and the rows are higher."""
     heights = []
-    for shots in (5, 7, 18):  # as many as the sweep has on one world
+    for count in (5, 7, 18):
         rows = [row_of_flags("tv --k 1"), row_of_flags("tv")]
-        few = {str(number): 0.5 for number in range(1, shots)}
         for row in list(rows):
-            ckpt = f"runs/{row['run']}/checkpoint.pt"
-            rows.append(row_of_probe(f"{row['run']}-probe", ckpt=ckpt, accuracy_of_shots=few))
+            for i in range(count):
+                found = downstream_row(row["run"], row["run"], f"task {i}", 0.5, "hmdb51")
+                rows.append({**found, "seed": 0})
         (tmp_path / "rows.json").write_text(json.dumps(rows))
         compare([tmp_path / "rows.json"], tmp_path)
         heights.append(figures[-1].get_figheight())
         markers = {container[0].get_marker() for container in figures[-1].axes[-1].containers}
-        assert len(markers) == shots
+        assert len(markers) == count
     _, low, high = heights
     assert high - low == pytest.approx(2 * 11 * lab.compare.MARKER)
     few, *_, many = figures
     labels = ["k = 1", "k = 16"]
     assert [text.get_text() for text in few.axes[-1].get_xticklabels()] == labels
     assert [text.get_text() for text in many.axes[-1].get_yticklabels()] == labels
+
+
+def test_probes_of_few_labelled_files_have_a_panel(tmp_path, figures):
+    """It is drawn over the seeds which had every number of files; the baseline is dotted."""
+    lines = ["tv --k 1", "tv", "tv --seed 1", "tv --seed 2"]
+    few = [{"2": 0.3, "1": 0.2}, {"1": 0.4, "2": 0.5}, {"1": 0.6, "2": 0.7}, {"1": 0.9}]
+    rows = [row_of_flags(line) for line in lines]
+    for row, shots in zip(list(rows), few):
+        ckpt = f"runs/{row['run']}/checkpoint.pt"
+        changes = {"accuracy_of_shots": shots, "accuracy": 0.8, "seed": row["seed"]}
+        rows.append(row_of_probe(f"{row['run']}-probe", ckpt=ckpt, **changes))
+        tuned = downstream_row(row["run"], row["run"], "hmdb51", 0.5, "hmdb51")
+        rows.append({**tuned, "seed": row["seed"]})
+    shots = {"1": 0.1, "2": 0.2}
+    rows.append(row_of_probe("none", ckpt=None, accuracy_of_shots=shots, accuracy=0.3))
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    compare([tmp_path / "rows.json"], tmp_path)
+    [figure] = figures
+    curves = figure.axes[0].get_lines()
+    *_, panel, downstream = figure.axes
+    assert panel.get_title() == "toy-action, probe, split all"
+    assert panel.get_xlabel() == "labelled files of each class"
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["1", "2", "all"]
+    drawn = {line.get_color(): line.get_ydata().round(9).tolist() for line in panel.get_lines()}
+    one, sixteen = (line.get_color() for line in curves)
+    assert drawn == {one: [20, 30, 80], sixteen: [50, 60, 80], "grey": [10, 20, 30]}
+    shade = panel.collections[1].get_paths()[0].vertices[:, 1].round(9)
+    assert (shade.min(), shade.max()) == (40, 80)
+    [legend] = panel.get_legend().get_texts()
+    assert legend.get_text() == "without pretraining"
+    # The others stay together: a marker each.
+    assert [container.get_label() for container in downstream.containers] == ["hmdb51"]
 
 
 def test_the_window_of_a_label_is_named_after_k():
