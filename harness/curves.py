@@ -66,24 +66,24 @@ def draw(
     chance=None,
     crowded=False,
     row_height=ROW,
-    more_panels=(),
+    extra_panels=(),
 ):
     """Write a PNG with a panel for each measure and for the loss: mean and range over the seeds.
 
     What was never measured gets no panel.
 
-    last_panel  a function of matplotlib's Axes that fills one more panel
-    order       the labels of all pictures that belong together, so that each label has the same
-                colour and the same kind of line in all of them
-    chance      {name of a measure: what guessing gives}, a dotted line in its panel
-    crowded     whether the labels are many or long: then the legend has a panel of its own, and
-                the last panel is as wide as the picture, with room for a row for each label
-    row_height  of such a row, in inches
-    more_panels  functions like last_panel, each of which fills a panel beside those of the measures
+    last_panel    a function of matplotlib's Axes that fills one more panel
+    order         the labels of all pictures that belong together, so that each label has the same
+                  colour and the same kind of line in all of them
+    chance        {name of a measure: what guessing gives}, a dotted line in its panel
+    crowded       whether the labels are many or long: then the legend has a panel of its own, and
+                  the last panel is as wide as the picture, with room for a row for each label
+    row_height    of such a row, in inches
+    extra_panels  functions like last_panel; their panels come after those of the measures
     """
     panel_of = {**measures, "loss": (loss_title, loss_unit)}
     names = [name for name in panel_of if was_measured(name, groups)]
-    count = len(names) + len(more_panels)
+    count = len(names) + len(extra_panels)
     wide_height = 0
     if crowded or last_panel:
         count += 1
@@ -100,10 +100,10 @@ def draw(
             axes.axhline(chance[name], ls=":", lw=0.8, color="grey")
         title, unit = panel_of[name]
         axes.set(title=title, xlabel="step", ylabel=unit)
-    for fill, axes in zip(more_panels, panels[len(names) :]):
+    for fill, axes in zip(extra_panels, panels[len(names) :]):
         fill(axes)
     if crowded:
-        draw_legend(panels[len(names) + len(more_panels)], panels[0])
+        draw_legend(panels[len(names) + len(extra_panels)], panels[0])
     elif names:
         panels[0].legend()
     elif not last_panel:

@@ -778,7 +778,7 @@ def draw_sweep(path, groups, results, few_shots, all_labels, all_tasks):
         chance=CHANCE,
         crowded=crowded,
         row_height=row_height,
-        more_panels=probes,
+        extra_panels=probes,
     )
 
 
