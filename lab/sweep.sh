@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
 #
-# The runs behind the findings in lab/README.md, on toy worlds of their own.
+# The runs behind lab/findings.md, on toy worlds of their own.
 #
 #   bash lab/sweep.sh                          all runs
 #   bash lab/sweep.sh --headline               k = 1, 4, 16, 64 and i.i.d., in three worlds
 #   bash lab/sweep.sh --papers                 three papers, in a world of their own
-#   bash lab/sweep.sh --ablations              parts of the sibling papers left out, in that world
+#   bash lab/sweep.sh --ablations              the same, and parts of two of these papers left out
 #   bash lab/sweep.sh --seeds "21 22"          all runs, of other seeds
 #   bash lab/sweep.sh --list                   print the jobs, and make nothing
 #
 # A job is a pretraining with its probes and fine-tunings, and has a core to itself. Each finished
 # run becomes a row of lab/findings.json, with the commit, the processor and the versions that it
-# was made with. A run whose row is there is not made again; of one that was interrupted, the same
-# command resumes. Each run writes runs/sweep/NAME/ and runs/sweep/NAME.log; of one that fails, the
-# last line of its log is printed. When all are there, lab/findings.md gets the verdicts. A world
-# takes 1.1 to 1.2 GB in datasets/sweep/.
+# was made with. A run whose row is there is not made again, unless a test of it has none and needs
+# the weights; of one that was interrupted, the same command resumes. Each run writes
+# runs/sweep/NAME/ and runs/sweep/NAME.log. Of one that fails, the last line of its log is printed;
+# the others are made all the same, and the exit status is 1. At the end lab/findings.md gets the
+# verdicts on the rows that are there. A world takes 1.1 to 1.2 GB in datasets/sweep/.
 
 set -euo pipefail
-shopt -s nullglob
 cd "$(dirname "$0")/.."
 cores=$(env -u OMP_NUM_THREADS nproc) # Where it is set, nproc prints it in place of the cores.
 export OMP_NUM_THREADS=1
@@ -28,14 +28,15 @@ export MALLOC_TRIM_THRESHOLD_=8000000000 MALLOC_MMAP_MAX_=0
 export ROWS=lab/findings.json
 export EPOCHS=2
 export SETTINGS="--toy --workers 1 --keep --epochs $EPOCHS --measure-every 0.25"
-# The sibling papers have the same networks and as many steps of 64 snippets: 690 of pretrain.py.
-# AVTS has a snippet every 0.8 s, so that one epoch is 686 steps. From half-way on some of its
+# The sibling papers have the same networks, and about as many steps of 64 snippets as the 690 of
+# pretrain.py. AVTS has a snippet every 0.8 s, so that one epoch is 686 steps. From half-way on some of its
 # negatives are hard.
 export AVTS="--toy --workers 1 --keep --epochs 1 --measure-every 0.125"
 AVTS+=" --network r2plus1d_18 --frames 8 --n-fft 1024 --hop 256 --mels 64"
 AVTS+=" --warmup 0.5 --hard-after 0.5"
-# Temporal needs room for the highest speed at each place, and so has 668 steps. Its sound has half
-# of the rate, since the files have no more than twice of it, and the same windows in seconds.
+# Temporal needs room for the highest speed at each place, and so has 668 steps. Its sound is heard
+# at half of the rate of the files, so that no speed lacks high frequencies; its windows are as long
+# in seconds.
 export TEMPORAL="--toy --workers 1 --keep --epochs $EPOCHS --measure-every 0.25"
 TEMPORAL+=" --n-fft 512 --hop 128 --mels 64"
 seeds="11 12 13"
@@ -51,8 +52,12 @@ refuse() {
 
 while [ $# -gt 0 ]; do
   case $1 in
-    --headline | --papers | --ablations)
+    --headline | --papers)
       lists=${1#--}
+      shift
+      ;;
+    --ablations) # Their labels say what they lack beside the runs of the papers.
+      lists="papers ablations"
       shift
       ;;
     --list)
@@ -71,9 +76,9 @@ while [ $# -gt 0 ]; do
   esac
 done
 
-# make_world WORLD SEED: render datasets/sweep/WORLD-SEED, unless it is there. Titles are many more
-# than the 64 places of a minibatch. `films` and `tv` differ in the strength of what betrays a
-# title, `films` and `shows` in that a title has four files. `time` is `tv` with an arrow of time,
+# make_world WORLD SEED: render datasets/sweep/WORLD-SEED, unless it is there. Titles are more than
+# the 64 places of a minibatch. `films` and `tv` differ in the strength of what betrays a title;
+# `shows` has fewer and longer titles than `films`, of four files each. `time` is `tv` with an arrow of time,
 # and with frames that can be played faster and backward. Each has 24,576 snippets. `unseen` has
 # other films of the kind of `time`, from another seed, that no network is trained on.
 make_world() {
@@ -121,8 +126,8 @@ make_run() {
 # the network, the file with the weights, and the command. WORLD and UNSEEN are folders.
 #   probe     linear probes of both tasks
 #   curve     the same, also of the weights of each epoch
-#   tune      both tasks fine-tuned
-#   retrieve  probes, and actions that are found by one of them
+#   tune      both tasks fine-tuned, with all labelled clips and with 5 of each class
+#   retrieve  probes, and retrieval of clips of the same action
 #   papers    the same, and what needs a network of sight and one of sound: clips of unseen films
 #             that are found again when they are distorted, and synchronisation on these films
 list_tests() {
@@ -172,34 +177,41 @@ script_of() {
 }
 
 # do_job SEED WORLD NETWORK KIND FLAGS...: pretrain a network and test it. A run with a row is not
-# made again; but a test needs the weights, so a pretraining may be.
+# made again; but a test needs the weights, so a pretraining may be. Fails if a run did.
 do_job() {
+  trap 'exit 255' INT # Then xargs begins no other job.
   local seed=$1 world=$2 network=$3 kind=$4
   shift 4
   local name=$world-$seed-$network
   local folder=datasets/sweep/$world-$seed
   local unseen=datasets/sweep/unseen-$seed
+  local failed=0
   local width test weights command flags
   width=$(width_of "$world")
   pretrain() {
     [ "$network" = untrained ] && return
-    [ -e "runs/sweep/$name/result.json" ] && has_row "$name" && return
-    make_world "$world" "$seed"
-    local settings="--data $folder/films --seed $seed --width $width"
-    # shellcheck disable=SC2046,SC2086  # A word of them is a flag.
-    make_run "$name" python $(script_of "$network") $settings "$@"
+    # Two jobs may need the same weights at the same time.
+    (
+      flock 9
+      [ -e "runs/sweep/$name/result.json" ] && has_row "$name" && exit
+      make_world "$world" "$seed"
+      settings="--data $folder/films --seed $seed --width $width"
+      # shellcheck disable=SC2046,SC2086  # A word of them is a flag.
+      make_run "$name" python $(script_of "$network") $settings "$@"
+    ) 9> "runs/sweep/$name.lock"
   }
-  has_row "$name" || [ "$network" = untrained ] || pretrain "$@" || return 0
-  list_tests "$kind" "$folder" "$unseen" | while read -r test weights command; do
+  has_row "$name" || pretrain "$@" || return 1
+  while read -r test weights command; do
     has_row "$name-$test" && continue
     make_world "$world" "$seed"
     [ "$kind" != papers ] || make_world unseen "$seed"
-    pretrain "$@" || return 0
+    pretrain "$@" || return 1
     flags="--ckpt runs/sweep/$name/$weights"
     [ "$network" != untrained ] || flags="--width $width"
     # shellcheck disable=SC2086  # A word of $command or $flags is a word of the command.
-    make_run "$name-$test" python $command --workers 1 --seed "$seed" $flags || true
-  done
+    make_run "$name-$test" python $command --workers 1 --seed "$seed" $flags || failed=1
+  done < <(list_tests "$kind" "$folder" "$unseen")
+  return $failed
 }
 
 # list_headline SEED: in three worlds, each k, shuffled snippets, and no pretraining.
@@ -288,6 +300,8 @@ if [ "$list" ]; then
 fi
 mkdir -p runs/sweep datasets/sweep
 export -f make_world has_row make_run list_tests width_of script_of do_job
-list_jobs | xargs -P "$cores" -I{} bash -c "do_job {}"
+status=0
+list_jobs | xargs -P "$cores" -I{} bash -c "do_job {}" || status=1
 python -m lab.findings "$ROWS" > lab/findings.md.part
 mv lab/findings.md.part lab/findings.md
+exit $status

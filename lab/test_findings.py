@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -489,24 +491,35 @@ SCRIPTS = PRETRAININGS | TESTS
 def swept(tmp_path_factory):
     """A folder in which lab/sweep.sh was run for seed 11, and the commands that it ran there."""
     folder = tmp_path_factory.mktemp("sweep")
-    (folder / "lab").mkdir()
-    shutil.copy(LAB / "sweep.sh", folder / "lab")
-    (folder / "bin").mkdir()
-    for name, text in (("python", STUB), ("nproc", NPROC), ("xargs", XARGS)):
-        (folder / "bin" / name).write_text(text)
-        (folder / "bin" / name).chmod(0o755)
+    prepare_sweep(folder)
     return folder, sweep(folder)
 
 
-def sweep(folder):
+def prepare_sweep(folder, python=STUB):
+    """Put lab/sweep.sh into this folder, with scripts in place of the programs that it runs."""
+    (folder / "lab").mkdir()
+    shutil.copy(LAB / "sweep.sh", folder / "lab")
+    (folder / "bin").mkdir()
+    for name, text in (("python", python), ("nproc", NPROC), ("xargs", XARGS)):
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+
+
+def sweep(folder, status=0):
     """Run lab/sweep.sh for seed 11 in this folder, and return the commands that it ran."""
     (folder / "calls").unlink(missing_ok=True)
+    with start_sweep(folder) as process:
+        assert process.wait() == status
+    calls = (folder / "calls").read_text().splitlines()
+    return [call for call in calls if "-m lab.findings" not in call]
+
+
+def start_sweep(folder):
+    """Start lab/sweep.sh for seed 11 in this folder, as from a terminal of its own."""
     environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
     environment["OMP_NUM_THREADS"] = "1"  # which must not be the number of jobs
     command = ["bash", folder / "lab" / "sweep.sh", "--seeds", "11"]
-    subprocess.run(command, env=environment, check=True)
-    calls = (folder / "calls").read_text().splitlines()
-    return [call for call in calls if "-m lab.findings" not in call]
+    return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
 def made_by(calls, *words):
@@ -574,6 +587,68 @@ def test_the_sweep_makes_what_has_no_row_and_no_more(swept, tmp_path):
     assert sum(" -m media toy " in call for call in calls) == 1
 
 
+def test_two_jobs_that_need_the_same_weights_make_them_once(swept, tmp_path):
+    """One probes k = 1, another fine-tunes it. They begin together, since the others have rows."""
+    folder, _ = swept
+    slow = 'echo "$OMP_NUM_THREADS $*" >> calls\ncase "$*" in pretrain.py*) sleep 0.5;; esac'
+    prepare_sweep(tmp_path, STUB.replace('echo "$OMP_NUM_THREADS $*" >> calls', slow))
+    tests = {f"films-11-k1-{name}" for name in ("sound", "sound-tuned")}
+    rows = (folder / "lab" / "findings.json").read_text().splitlines()
+    kept = [row for row in rows if not any(f'"{name}"' in row for name in tests)]
+    assert len(kept) == len(rows) - len(tests)
+    (tmp_path / "lab" / "findings.json").write_text("\n".join(kept) + "\n")
+    calls = [call for call in sweep(tmp_path) if " --out " in call]
+    made = [Path(call.split()[-1]).name for call in calls]
+    assert sorted(made) == ["films-11-k1", *sorted(tests)]
+
+
+@pytest.mark.parametrize(
+    "pattern, failed, untested",
+    [
+        ("*tv-11-k1/checkpoint*tv-11-k1-action*", ["tv-11-k1-action"], []),
+        ("*tv-11-k4", ["tv-11-k4"], ["tv-11-k4-action", "tv-11-k4-sound"]),
+    ],
+)
+def test_a_run_that_fails_does_not_keep_the_sweep_from_the_others(
+    swept, tmp_path, capfd, pattern, failed, untested
+):
+    folder, all_calls = swept
+    breaks = f"""  {pattern})
+    echo "all is lost: try again"
+    exit 1
+    ;;
+  *" --out "*)"""
+    prepare_sweep(tmp_path, STUB.replace('  *" --out "*)', breaks))
+    sweep(tmp_path, status=1)
+    rows = (tmp_path / "lab" / "findings.json").read_text()
+    missing = {f"runs/sweep/{name}" for name in failed + untested}
+    expected = made_by(all_calls, "--out") - missing
+    assert {f"runs/sweep/{run}" for run in re.findall('"run": "(.*)"', rows)} == expected
+    printed = capfd.readouterr().out.splitlines()
+    assert printed == [f"{name}: all is lost: try again" for name in failed]
+    assert (tmp_path / "lab" / "findings.md").exists()
+
+
+def test_an_interrupted_sweep_begins_nothing_more(tmp_path):
+    """Interrupted, a run saves and ends with an exit status of 1, as our scripts do."""
+    saves = """  *" --ckpt "*)
+    trap 'touch saved; exit 1' INT
+    touch started
+    while true; do sleep 0.05; done
+    ;;
+  *" --out "*)"""
+    prepare_sweep(tmp_path, STUB.replace('  *" --out "*)', saves))
+    with start_sweep(tmp_path) as process:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.05)
+        time.sleep(0.5)  # All three jobs are at their first test.
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait() != 0
+    time.sleep(0.5)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert (tmp_path / "saved").exists() and len(made_by(calls, "--ckpt")) == 3
+
+
 def jobs_of(*flags):
     """(seed, world, network) of each job of the sweep with these flags."""
     command = ["bash", LAB / "sweep.sh", "--list", *flags]
@@ -593,7 +668,7 @@ def test_the_headline_is_three_worlds_and_five_seeds():
 
 
 def test_the_sibling_papers_have_a_world_and_three_seeds():
-    found = jobs_of("--papers") + jobs_of("--ablations")
+    found = jobs_of("--ablations")
     networks = ["untrained", *TRAINED_ON_TIME]
     expected = {(f"{seed}", "time", network) for seed in range(11, 14) for network in networks}
     assert len(found) == len(expected) and set(found) == expected
@@ -604,7 +679,8 @@ def test_each_list_has_the_seeds_of_a_verdict_before_the_next_begins():
     of_verdict = ("--seeds", "11 12 13")
     assert jobs_of(*of_verdict)[:54] == jobs_of("--headline", *of_verdict)
     assert jobs_of(*of_verdict)[54:72] == jobs_of("--papers", *of_verdict)
-    assert jobs_of(*of_verdict)[-27:] == jobs_of("--ablations", *of_verdict)
+    assert jobs_of(*of_verdict)[-27:] == jobs_of("--ablations", *of_verdict)[18:]
+    assert jobs_of("--ablations")[:18] == jobs_of("--papers")
     assert [seed for seed, _, _ in jobs_of("--papers")] == 6 * ["11"] + 6 * ["12"] + 6 * ["13"]
     assert jobs_of() == jobs_of(*of_verdict) + jobs_of("--headline", "--seeds", "14 15")
     assert jobs_of("--headline")[54:] == jobs_of("--headline", "--seeds", "14 15")
