@@ -106,7 +106,7 @@ def draw(
         draw_legend(panels[len(names) + len(extra_panels)], panels[0])
     elif names:
         panels[0].legend()
-    elif not last_panel:
+    elif not last_panel and not extra_panels:
         figure.suptitle("nothing is measured yet")
     if last_panel:
         last_panel(panels[-1])

@@ -14,10 +14,10 @@ lab.evaluate, or a findings.json, which has a row for each run that was compared
 
 # A row is what findings.json keeps of a run: `run` (the name of its folder), `seed` and
 # `arguments`, and of newer runs `versions`. Of a pretraining it also keeps `curves` and `final`
-# (harness/curves.py), and of newer runs `done` (counts of what was trained on), and if it is of a
-# file of papers/, `paper` ("AVTS"). Of finetune.py it also keeps `task`, `pretraining` (the run
-# that its weights are from, or None) and `accuracy` (from 0 to 1), and where there are any
-# `pretraining_step` (the step of that run after which it had these weights) and
+# (harness/curves.py), of newer runs `done` (counts of what was trained on) and `training_seconds`,
+# and if it is of a file of papers/, `paper` ("AVTS"). Of finetune.py it also keeps `task`,
+# `pretraining` (the run that its weights are from, or None) and `accuracy` (from 0 to 1), and where
+# there are any `pretraining_step` (the step of that run after which it had these weights) and
 # `accuracy_of_shots` ({labelled files of each class: accuracy} of a probe). Of lab.evaluate it
 # keeps the same, but `accuracies` ({task: accuracy}) in place of `accuracy`, and `untrained` (those
 # of an untrained network) where the run had one beside it.
@@ -127,7 +127,7 @@ def read_runs(paths):
     for name, row in rows.items():
         pretraining = row.get("pretraining")
         if pretraining and pretraining not in pretrained:
-            print(f"{printable(name)}: fine-tuned from {pretraining}, which is not among the runs")
+            print(f"{printable(name)}: of {pretraining}, which is not among the runs")
     return [rows[name] for name in sorted(rows)]
 
 
@@ -524,7 +524,7 @@ def arguments_of(seeds):
 
 
 class Test(NamedTuple):
-    """A row of finetune.py, and whose weights it tested.
+    """A row of finetune.py or lab.evaluate, and whose weights it tested.
 
     label      that of the pretraining, or "none"
     step       after which that run had these weights; 0 without pretraining, None if unknown
@@ -719,10 +719,7 @@ def distinct(names):
 
 
 def few_shot_tasks(tests):
-    """Return {task of a probe: {labelled files of each class: what the task is then called}}.
-
-    The last of each task is that of all files, "all".
-    """
+    """Return {task of a probe: {labelled files of each class, or "all": its name with so many}}."""
     names_of = {}
     for test in tests:
         for shots in shots_of(test.row):
@@ -746,8 +743,10 @@ def draw_sweep(path, groups, results, few_shots, all_labels, all_tasks):
             compared[task] = seeds_of
     probes = []
     for task, names in few_shots.items():
-        by_shots = {shots: compared.pop(name) for shots, name in names.items() if name in compared}
-        if by_shots:
+        by_shots = {shots: compared[name] for shots, name in names.items() if name in compared}
+        if len(by_shots) > 1:
+            for shots in by_shots:
+                del compared[names[shots]]
             looks = {label: look_of(label, all_labels) for label in groups}
             probes.append(partial(draw_few_shots, title=task, by_shots=by_shots, looks=looks))
     crowded = has_many_labels(groups) or len(compared) > FEW_TASKS
@@ -902,24 +901,28 @@ def draw_downstream(axes, results, labels, tasks, sideways):
 def draw_few_shots(axes, title, by_shots, looks):
     """Fill a panel with mean and range of a probe's accuracy against the labelled files it had.
 
-    by_shots  {labelled files of each class: {label: {seed: accuracy from 0 to 1}}}
+    by_shots  {labelled files of each class, or "all": {label: {seed: accuracy from 0 to 1}}}
     looks     {label: its colour and its kind of line}
     """
-    places = np.arange(len(by_shots))
     for label, (colour, line) in {**looks, UNTRAINED: ("grey", ":")}.items():
-        of_label = [seeds_of.get(label, {}) for seeds_of in by_shots.values()]
-        complete = set.intersection(*map(set, of_label))
-        curves = [
-            (places, [100 * accuracy_of[seed] for accuracy_of in of_label])
-            for seed in sorted(complete)
-        ]
-        if curves:
+        percents_at = {
+            place: percents(seeds_of[label])
+            for place, seeds_of in enumerate(by_shots.values())
+            if label in seeds_of
+        }
+        if percents_at:
             legend = "without pretraining" if label == UNTRAINED else None
-            draw_curve(axes, curves, legend, colour, "." + line)
+            places = list(percents_at)
+            means, lowest, highest = (
+                [function(values) for values in percents_at.values()]
+                for function in (np.mean, np.min, np.max)
+            )
+            axes.plot(places, means, "." + line, color=colour, label=legend)
+            axes.fill_between(places, lowest, highest, alpha=0.15, facecolor=colour)
             if legend:
                 axes.legend()
     axes.set(title=title, xlabel="labelled files of each class", ylabel=unit_of([title]))
-    axes.set_xticks(places, by_shots)
+    axes.set_xticks(range(len(by_shots)), by_shots)
 
 
 def unit_of(tasks):

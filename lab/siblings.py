@@ -1,6 +1,6 @@
-"""Three papers under one budget: the same films, networks and number of snippets.
+"""Three papers under one budget: the same films and networks, and about as many snippets.
 
-`python -m lab.findings` prints this table last. Each row of it is a way to pretrain, each column
+`python -m lab.findings` prints this table. Each row of it is a way to pretrain, each column
 what that is good for or what it takes, as the mean ± standard deviation over the seeds.
 `bash lab/sweep.sh --papers` makes the runs.
 """
@@ -17,11 +17,11 @@ LABELS = ("i.i.d.", "k = 1", "k = 16", "AVTS", "Temporal")
 
 CAPTION = """\
 Linear probes of actions and of sounds have 1, 5 and all labelled clips of each class. `sync` is how
-often a video is closer to its own sound than to another's. Fingerprints are distorted clips that
-find their own, in the mean of the distortions. All of this is in %: chance is 10 for probes and for
-retrieval, and 50 for `sync`. Fingerprints and `sync` are of films that no network was trained on.
-Seconds of training are those of one of two runs at a time, on two cores. `none` is an untrained
-network."""
+often a video is closer to its own sound than to another's, or a sound to its own video.
+Fingerprints are distorted clips that find their own, in the mean of the distortions. All of this is
+in %: chance is 10 for probes and for retrieval, and 50 for `sync`. Fingerprints and `sync` are of
+films that no network was trained on. A run had a core to itself; its seconds of training depend
+much on what ran beside it. `none` is an untrained network."""
 # {what a column is called: the task whose accuracy it has}
 ACCURACIES = {
     "action, 1": "toy-action, probe, 1 shot, split all",
@@ -86,12 +86,12 @@ def table_of_papers(rows):
         for task in ACCURACIES.values():
             cells.append(spread(percents(results.get(task, {}).get(label, {}))))
         for cost in COSTS:
-            cells.append(in_words(cost, runs))
+            cells.append(cost_in_words(cost, runs))
         lines.append(table_row(cells))
     return lines
 
 
-def in_words(cost, runs):
+def cost_in_words(cost, runs):
     """Write the mean of a cost, and ± its standard deviation unless all runs have the same."""
     values = [cost.value_of(row) for row in runs]
     if not values:
