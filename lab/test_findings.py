@@ -468,6 +468,20 @@ def test_the_page_of_the_verdicts_is_made_of_the_rows(monkeypatch):
     assert printed == (LAB / "findings.md").read_text()
 
 
+@pytest.mark.parametrize("page", ["README.md", "lab/README.md"])
+def test_a_verdict_in_our_words_is_that_of_the_page(page):
+    """Both pages put what is asked in shorter words, and have the verdict in the third cell."""
+    table = r"^\| (\d+) \| (?:[^|]+) \| ([^|]+) \|"
+    printed = dict(re.findall(table, (LAB / "findings.md").read_text(), re.MULTILINE))
+    told = dict(re.findall(table, (LAB.parent / page).read_text(), re.MULTILINE))
+    assert len(told) == len(FINDINGS)
+    if page == "README.md":
+        printed = {
+            number: found.removeprefix("no verdict yet; ") for number, found in printed.items()
+        }
+    assert told == printed
+
+
 # --------------------------------------------------------------------------------------------------
 # The sweep
 # --------------------------------------------------------------------------------------------------

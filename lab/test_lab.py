@@ -1292,15 +1292,6 @@ def test_evaluations_are_drawn_in_percent(tmp_path, figures):
 # --------------------------------------------------------------------------------------------------
 
 
-def test_the_tables_in_the_notebook_are_what_the_comparison_prints(tmp_path, capsys, figures):
-    compare([LAB / "first-sweep.json"], tmp_path)
-    assert len(figures) == 4
-    printed = capsys.readouterr().out
-    lines = [line for line in printed.splitlines() if line.startswith("|")]
-    assert len(lines) == 10 + 2 + 2 * 3
-    assert all(line in NOTEBOOK.splitlines() for line in lines)
-
-
 def test_the_pictures_in_the_notebook_are_there():
     pictures = re.findall(r"\]\(([\w-]+\.png)\)", NOTEBOOK)
     assert len(pictures) == 9
