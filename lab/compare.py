@@ -3,6 +3,7 @@
     python -m lab.compare runs/*                         pictures, a table, findings.json
     python -m lab.compare lab/findings.json --out DIR    the same again, from their rows
     python -m lab.compare --add FILE.json runs/NAME      nothing but one more row in FILE.json
+    python -m lab.compare --against FILE.json OTHER.json      whether runs came out the same again
 
 Runs that differ in nothing but their seed are one row of the table and one curve. Runs that
 differ in any other argument are told apart by their labels. Each sweep of a collection is a
@@ -39,6 +40,7 @@ lab.evaluate, or a findings.json, which has a row for each run that was compared
 import collections
 import json
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -77,6 +79,7 @@ LOSSES = {MAIN: ("training loss (Equation 1)", "nats")}
 FEW_LABELS = 5
 FEW_TASKS = 5
 SHORT_LABEL = len("k = 16, w = scene")
+BY_MACHINE = {"versions", "training_seconds"}  # What a run made again need not repeat.
 RETRIEVED = ("1", "5")  # Those K of R@K that are compared.
 # {what result.json of a synchronisation has: whose sounds a video is compared with}.
 SYNCHRONISED = {
@@ -289,6 +292,32 @@ def write_rows(path, rows):
     """Write a findings.json, with one row a line, whole or not at all."""
     lines = ",\n".join(json.dumps(row) for row in rows)
     atomic_write(path, partial(Path.write_text, data=f"[\n{lines}\n]\n"))
+
+
+def compare_again(file, paths):
+    """Print which of these runs came out otherwise than those of the same names in a findings.json.
+
+    Arguments and results are compared, to the last digit; the versions and the seconds of training
+    are not. Returns how many runs differ. Raises BadInput if no run has a namesake.
+    """
+    before = {row["run"]: row for row in read_rows(Path(file), "name another file")}
+    again = [row for path in map(Path, paths) for row in read_rows(path) if row["run"] in before]
+    if not again:
+        raise BadInput(
+            f"--against {file}: has none of these runs; name a file with runs made again"
+        )
+    differing = 0
+    for row in again:
+        first = before[row["run"]]
+        names = distinct([*first, *row])
+        differ = [
+            name for name in names if name not in BY_MACHINE and first.get(name) != row.get(name)
+        ]
+        if differ:
+            differing += 1
+            print(f"{printable(row['run'])}: differs in {', '.join(differ)}")
+    print(f"{len(again)} runs made again, {differing} of them with another result")
+    return differing
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1021,6 +1050,12 @@ def parse_args(argv=None):
         help="add the rows of the runs to this findings.json, and do nothing else; it is made "
         "where it is missing, and a run that has a row there keeps it",
     )
+    what_to_do.add_argument(
+        "--against",
+        metavar="FILE",
+        help="say which runs came out otherwise than those of the same names in this "
+        "findings.json, and do nothing else; the exit status is 1 if any did",
+    )
     return parser.parse_args(argv)
 
 
@@ -1029,5 +1064,7 @@ if __name__ == "__main__":
         args = parse_args()
         if args.add is not None:
             add_rows(args.add, args.runs)
+        elif args.against is not None:
+            sys.exit(1 if compare_again(args.against, args.runs) else 0)
         else:
             compare(args.runs, args.out)

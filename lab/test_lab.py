@@ -692,6 +692,40 @@ def test_runs_that_lack_an_argument_have_it_as_it_was(capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_runs_made_again_are_compared_with_the_first(tmp_path):
+    """Machine, versions and time may differ; of what was measured nothing may."""
+    rows = [row_of_flags("tv --k 1"), row_of_flags("tv")]
+    rows.append(row_of_probe("probe", ckpt=f"runs/{rows[0]['run']}/checkpoint.pt"))
+    (tmp_path / "first.json").write_text(json.dumps(rows))
+    for row in rows:
+        row["versions"] = {"processor": "another"}
+        row["training_seconds"] = 9.0
+    again = [*rows, row_of_flags("tv --k 4")]
+
+    def run_again():
+        (tmp_path / "again.json").write_text(json.dumps(again))
+        flags = ("--against", tmp_path / "first.json", tmp_path / "again.json")
+        status, printed, _ = run_script("lab.compare", *flags)
+        return status, printed.splitlines()
+
+    assert run_again() == (0, ["3 runs made again, 0 of them with another result"])
+    rows[0]["final"]["gap"] += 1e-9
+    rows[2]["accuracy"] = 0.81
+    assert run_again() == (
+        1,
+        [
+            f"{rows[0]['run']}: differs in final",
+            "probe: differs in accuracy",
+            "3 runs made again, 2 of them with another result",
+        ],
+    )
+    del again[:3]
+    flags = ("--against", tmp_path / "first.json", tmp_path / "again.json")
+    (tmp_path / "again.json").write_text(json.dumps(again))
+    assert "has none of these runs" in refused("lab.compare", *flags)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_seeds_of_the_same_arguments_are_one_curve(capsys):
     """Whatever else changes nothing that is trained."""
     elsewhere = "--workers 2 --save-minutes 9 --keep --compile --max-bad 0.5 --measure-every 0.5"
