@@ -141,7 +141,7 @@ def jitter_shrinks_discrepancies_less_than_k():
 
 
 def normalised_embeddings_cost_accuracy():
-    """4.2: normalised, over τ, they lose on actions (there on HMDB51), and gain nothing on sounds."""
+    """4.2: normalised, over τ, they lose on actions (as on HMDB51), and gain nothing on sounds."""
     comparisons = []
     for tau in (0.07, 0.3):
         comparisons += ascending(PROBED, f"k = 16, τ = {tau}", "k = 16")
