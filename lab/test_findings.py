@@ -553,7 +553,14 @@ def start_sweep(folder):
     environment = {**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
     environment["OMP_NUM_THREADS"] = "1"  # which must not be the number of jobs
     command = ["bash", folder / "lab" / "sweep.sh", "--seeds", "11"]
-    return subprocess.Popen(command, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        command, env=environment, start_new_session=True, preexec_fn=heed_interrupts
+    )
+
+
+def heed_interrupts():
+    """Undo what a shell does to all that it runs in the background, tests among them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def made_by(calls, *words):
@@ -677,7 +684,11 @@ def test_an_interrupted_sweep_begins_nothing_more(tmp_path):
             time.sleep(0.05)
         time.sleep(0.5)  # All three jobs are at their first test.
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait() != 0
+        try:
+            assert process.wait(timeout=60) != 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
     time.sleep(0.5)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert (tmp_path / "saved").exists() and len(made_by(calls, "--ckpt")) == 3
