@@ -3,7 +3,7 @@
     python -m lab.compare runs/*                         pictures, a table, findings.json
     python -m lab.compare lab/findings.json --out DIR    the same again, from their rows
     python -m lab.compare --add FILE.json runs/NAME      nothing but one more row in FILE.json
-    python -m lab.compare --against FILE.json OTHER.json      whether runs came out the same again
+    python -m lab.compare --against FILE.json OTHER.json whether runs came out the same again
 
 Runs that differ in nothing but their seed are one row of the table and one curve. Runs that
 differ in any other argument are told apart by their labels. Each sweep of a collection is a
@@ -771,12 +771,12 @@ def draw_sweep(path, groups, results, few_shots, all_labels, all_tasks):
         if len(seeds_of.keys() & groups.keys()) > 1:
             compared[task] = seeds_of
     probes = []
+    looks = {label: look_of(label, all_labels) for label in groups}
     for task, names in few_shots.items():
         by_shots = {shots: compared[name] for shots, name in names.items() if name in compared}
         if len(by_shots) > 1:
             for shots in by_shots:
                 del compared[names[shots]]
-            looks = {label: look_of(label, all_labels) for label in groups}
             probes.append(partial(draw_few_shots, title=task, by_shots=by_shots, looks=looks))
     crowded = has_many_labels(groups) or len(compared) > FEW_TASKS
     last_panel = None
@@ -942,10 +942,9 @@ def draw_few_shots(axes, title, by_shots, looks):
         if percents_at:
             legend = "without pretraining" if label == UNTRAINED else None
             places = list(percents_at)
-            means, lowest, highest = (
-                [function(values) for values in percents_at.values()]
-                for function in (np.mean, np.min, np.max)
-            )
+            means = [values.mean() for values in percents_at.values()]
+            lowest = [values.min() for values in percents_at.values()]
+            highest = [values.max() for values in percents_at.values()]
             axes.plot(places, means, "." + line, color=colour, label=legend)
             axes.fill_between(places, lowest, highest, alpha=0.15, facecolor=colour)
             if legend:

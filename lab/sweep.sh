@@ -29,8 +29,8 @@ export ROWS=lab/findings.json
 export EPOCHS=2
 export SETTINGS="--toy --workers 1 --keep --epochs $EPOCHS --measure-every 0.25"
 # The sibling papers have the same networks, and about as many steps of 64 snippets as the 690 of
-# pretrain.py. AVTS has a snippet every 0.8 s, so that one epoch is 686 steps. From half-way on some of its
-# negatives are hard.
+# pretrain.py. AVTS has a snippet every 0.8 s, so that one epoch is 686 steps. From half-way on some
+# of its negatives are hard.
 export AVTS="--toy --workers 1 --keep --epochs 1 --measure-every 0.125"
 AVTS+=" --network r2plus1d_18 --frames 8 --n-fft 1024 --hop 256 --mels 64"
 AVTS+=" --warmup 0.5 --hard-after 0.5"
@@ -56,7 +56,7 @@ while [ $# -gt 0 ]; do
       lists=${1#--}
       shift
       ;;
-    --ablations) # Their labels say what they lack beside the runs of the papers.
+    --ablations) # Labels name what differs from the most common run, so the papers' are made too.
       lists="papers ablations"
       shift
       ;;
@@ -78,9 +78,9 @@ done
 
 # make_world WORLD SEED: render datasets/sweep/WORLD-SEED, unless it is there. Titles are more than
 # the 64 places of a minibatch. `films` and `tv` differ in the strength of what betrays a title;
-# `shows` has fewer and longer titles than `films`, of four files each. `time` is `tv` with an arrow of time,
-# and with frames that can be played faster and backward. Each has 24,576 snippets. `unseen` has
-# other films of the kind of `time`, from another seed, that no network is trained on.
+# `shows` has fewer and longer titles than `films`, of four files each. `time` is `tv` with an arrow
+# of time, and with frames that can be played faster and backward. Each has 24,576 snippets.
+# `unseen` has other films of the kind of `time`, from another seed, that no network is trained on.
 make_world() {
   local world=$1 seed=$2
   local folder=datasets/sweep/$world-$seed
@@ -252,7 +252,7 @@ list_others() {
   echo "$1 films untrained tune"
 }
 
-# list_papers SEED: AVTS, with its curriculum, and Temporal, with all tasks, beside k = 1, k = 16 and
+# list_papers SEED: AVTS with its curriculum and Temporal with all tasks, beside k = 1, k = 16 and
 # i.i.d., on a world for all three papers.
 list_papers() {
   echo "$1 time k1 papers --k 1"

@@ -681,6 +681,7 @@ def test_an_interrupted_sweep_begins_nothing_more(tmp_path):
     prepare_sweep(tmp_path, STUB.replace('  *" --out "*)', saves))
     with start_sweep(tmp_path) as process:
         while not (tmp_path / "started").exists():
+            assert process.poll() is None
             time.sleep(0.05)
         time.sleep(0.5)  # All three jobs are at their first test.
         os.killpg(process.pid, signal.SIGINT)
