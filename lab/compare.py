@@ -298,7 +298,8 @@ def compare_again(file, paths):
     """Print which of these runs came out otherwise than those of the same names in a findings.json.
 
     Arguments and results are compared, to the last digit; the versions and the seconds of training
-    are not. Returns how many runs differ. Raises BadInput if no run has a namesake.
+    are not. An older row lacks an argument that is newer, and agrees with one that was not given.
+    Returns how many runs differ. Raises BadInput if no run has a namesake.
     """
     before = {row["run"]: row for row in read_rows(Path(file), "name another file")}
     again = [row for path in map(Path, paths) for row in read_rows(path) if row["run"] in before]
@@ -308,16 +309,22 @@ def compare_again(file, paths):
         )
     differing = 0
     for row in again:
-        first = before[row["run"]]
-        names = distinct([*first, *row])
+        first, second = comparable(before[row["run"]]), comparable(row)
         differ = [
-            name for name in names if name not in BY_MACHINE and first.get(name) != row.get(name)
+            name for name in distinct([*first, *second]) if first.get(name) != second.get(name)
         ]
         if differ:
             differing += 1
             print(f"{printable(row['run'])}: differs in {', '.join(differ)}")
     print(f"{len(again)} runs made again, {differing} of them with another result")
     return differing
+
+
+def comparable(row):
+    """{what a run made again has to repeat: its value}, with a name for each argument."""
+    kept = {name: value for name, value in row.items() if name not in BY_MACHINE}
+    arguments = kept.pop("arguments", {})
+    return kept | {f"argument {name}": value for name, value in arguments.items()}
 
 
 # --------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 
 A finding is a list of comparisons. A comparison says that one figure is above another one, and is
 made within each seed, between runs on one world: what is printed is the mean of the differences,
-their standard deviation, and how many seeds are on each side. Then come a table of the three papers
+their standard deviation, and the difference of each seed. Then come what three papers are good for
 in one world (lab/siblings.py), and the means of all runs.
 
 A verdict is given twice where runs of pretrain.py never began to match moments, which is to say
@@ -16,8 +16,8 @@ compared, since another kind adds up numbers in another order.
 What each finding asks was written down before a run of seeds 11 to 15 was made; from finding 14
 on, which is of the sibling papers, before a run of these seeds was made on their world, `time`.
 One thing changed later, when `time` had one seed: findings 16 and 17 take synchronisation from one
-test for both papers, on unseen films. Before, it was of each run's own held-out snippets, which lie
-0.8 s apart for AVTS and 1.6 s for pretrain.py.
+test for both papers, on films that neither was trained on. Before, each run was tested on held-out
+snippets of its own.
 """
 
 import itertools
@@ -39,7 +39,7 @@ from lab.compare import (
     table_of_means,
     table_row,
 )
-from lab.siblings import CAPTION, table_of_papers
+from lab.siblings import print_papers
 from loss import MEASURES
 
 ENOUGH = 3  # seeds for a verdict
@@ -69,10 +69,29 @@ TAKE_OFF = "take-off"  # the share of the training after which a run began; 1 if
 AVTS = ("sync_same", *PROBED)  # What AVTS learns, and what that is good for.
 AVTS_AND_OTHERS = ("synchronisation", *PROBED)
 TEMPORAL = ("action", "retrieval", "fingerprint")  # What it is tested on, beside fine-tuning.
+NATS = ("loss", "kl_same_other", "kl_same_match", "kl_other_match", "gap")
+ABOUT_RUNS = """\
+A row of that file is a run, with its command's flags, its seed, its curves, and the commit, the
+processor and the versions that it was made with. `bash lab/sweep.sh --list` prints the jobs of the
+sweep (seed, world, network, tests, flags), and `--seeds 11` makes those of one seed again. A run is
+called WORLD-SEED-NETWORK, and one that tests a network has the name of the test after that."""
+ABOUT_VERDICTS = """\
+A comparison is made within each seed. *Holds*: each comparison of a finding comes out right in each
+seed. *Holds in the mean*: each does in the mean of the seeds. *In part, a of b*: a of its b
+comparisons do in the mean. *Does not hold*: none does. *Asked* are those for which a seed has the
+runs. It takes three seeds of each comparison; until then there is no verdict. A run of pretrain.py
+that never began to tell moments of a title apart ended with KL(S⁻‖S⁺) below 0.1. Without such runs
+there is a second verdict."""
+ABOUT_COMPARISONS = """\
+Below are the mean ± standard deviation of the differences, and the difference of each seed, in
+parentheses if one of its runs never began. Differences of divergences and of losses are in nats,
+and all others in percentage points: of accuracy, of P(sᵢᵢ > sᵢⱼ), of the steps until a run takes
+off."""
 MEANS = """\
 Mean ± standard deviation over the seeds, of each world. Divergences are in nats, and of held-out
-titles; accuracies are in %. `loss` is the mean of the last tenth of the steps. `none` is an
-untrained network under a probe, and training from scratch in fine-tuning."""
+titles; P(sᵢᵢ > sᵢⱼ) is a share of the pairs, and all accuracies are in %. `loss` is the mean of the
+last tenth of the steps. `none` is an untrained network under a probe, and training from scratch in
+fine-tuning."""
 
 
 class Figure(NamedTuple):
@@ -86,8 +105,23 @@ class Figure(NamedTuple):
 class Comparison(NamedTuple):
     """Holds in a seed where the sum of the `higher` figures is above that of the `lower` ones."""
 
+    words: str
     higher: tuple
     lower: tuple
+
+
+class Answer(NamedTuple):
+    """What came out of the comparisons of a finding.
+
+    margins    of each comparison {seed: how much `higher` is above `lower`}
+    without    the same without the runs that never began
+    never_began  those of these runs, as (world, label, seed)
+    """
+
+    comparisons: list
+    margins: list
+    without: list
+    never_began: set
 
 
 # --------------------------------------------------------------------------------------------------
@@ -98,13 +132,13 @@ class Comparison(NamedTuple):
 def discrepancies_shrink_as_k_grows():
     """Figure 1a: both discrepancies shrink; at k = 1 KL(S⁻‖S⁺) < KL(S≠‖S⁺)."""
     baseline = above("films", "k = 1", "kl_other_match", "kl_same_match")
-    return [baseline, *ascending(DISCREPANCIES, "k = 64", "k = 16", "k = 4", "k = 1")]
+    return [baseline, *ascending("films", DISCREPANCIES, "k = 64", "k = 16", "k = 4", "k = 1")]
 
 
 def discrepancies_shrink_with_the_window():
     """Figure 1b: at fixed k a smaller w shrinks both; w is 2 k, 4 k and M_n."""
-    of_4 = ascending(DISCREPANCIES, "k = 4, w = 8", "k = 4, w = 16", "k = 4")
-    of_16 = ascending(DISCREPANCIES, "k = 16, w = 32", "k = 16, w = 64", "k = 16")
+    of_4 = ascending("films", DISCREPANCIES, "k = 4, w = 8", "k = 4, w = 16", "k = 4")
+    of_16 = ascending("films", DISCREPANCIES, "k = 16, w = 32", "k = 16, w = 64", "k = 16")
     return of_4 + of_16
 
 
@@ -112,7 +146,9 @@ def adjacent_snippets_cost_accuracy():
     """Figure 1c, Table 1: at each k, w = k shrinks both discrepancies, and costs accuracy."""
     comparisons = []
     for k in (4, 16, 64):
-        comparisons += ascending((*DISCREPANCIES, *PROBED), f"k = {k}, w = {k}", f"k = {k}")
+        comparisons += ascending(
+            "films", (*DISCREPANCIES, *PROBED), f"k = {k}, w = {k}", f"k = {k}"
+        )
     return comparisons
 
 
@@ -120,31 +156,33 @@ def several_snippets_a_title_help():
     """Table 1: k > 1 beats k = 1 downstream, and by more on TV than on films."""
     comparisons = []
     for k in (4, 16, 64):
-        comparisons += ascending(PROBED, "k = 1", f"k = {k}")
+        comparisons += ascending("films", PROBED, "k = 1", f"k = {k}")
     for world, name in itertools.product(("tv", "shows"), PROBED):
         comparisons.append(larger_gain(world, "films", name))
     return comparisons
 
 
 def the_loss_grows_with_difficulty():
-    """Figure 3: it is higher for larger k, for smaller w, and highest for w = k."""
-    larger_k = ascending(["loss"], "k = 1", "k = 4", "k = 16", "k = 64")
-    of_4 = ascending(["loss"], "k = 4", "k = 4, w = 16", "k = 4, w = 8", "k = 4, w = 4")
-    of_16 = ascending(["loss"], "k = 16", "k = 16, w = 64", "k = 16, w = 32", "k = 16, w = 16")
-    of_64 = ascending(["loss"], "k = 64", "k = 64, w = 64")
+    """Figure 3: the loss is higher for larger k, for smaller w, and highest for w = k."""
+    larger_k = ascending("films", ["loss"], "k = 1", "k = 4", "k = 16", "k = 64")
+    of_4 = ascending("films", ["loss"], "k = 4", "k = 4, w = 16", "k = 4, w = 8", "k = 4, w = 4")
+    of_16 = ascending(
+        "films", ["loss"], "k = 16", "k = 16, w = 64", "k = 16, w = 32", "k = 16, w = 16"
+    )
+    of_64 = ascending("films", ["loss"], "k = 64", "k = 64, w = 64")
     return larger_k + of_4 + of_16 + of_64
 
 
 def jitter_shrinks_discrepancies_less_than_k():
     """Figure 2: colour jitter shrinks the discrepancies of k = 1, less than k does."""
-    return ascending(DISCREPANCIES, "k = 16", "k = 1, σ = 1.0", "k = 1")
+    return ascending("films", DISCREPANCIES, "k = 16", "k = 1, σ = 1.0", "k = 1")
 
 
 def normalised_embeddings_cost_accuracy():
-    """4.2: normalised, over τ, they lose on actions (as on HMDB51), and gain nothing on sounds."""
+    """4.2: normalised embeddings, over τ, are worse on actions, and no better on sounds."""
     comparisons = []
     for tau in (0.07, 0.3):
-        comparisons += ascending(PROBED, f"k = 16, τ = {tau}", "k = 16")
+        comparisons += ascending("films", PROBED, f"k = 16, τ = {tau}", "k = 16")
     return comparisons
 
 
@@ -152,21 +190,21 @@ def pretraining_beats_none():
     """Not in the paper: k = 16 beats training from scratch, and untrained features in a probe."""
     comparisons = []
     for world in WORLDS:
-        comparisons += ascending(PROBED, UNTRAINED, "k = 16", world=world)
-    return comparisons + ascending(TUNED, UNTRAINED, "k = 16")
+        comparisons += ascending(world, PROBED, UNTRAINED, "k = 16")
+    return comparisons + ascending("films", TUNED, UNTRAINED, "k = 16")
 
 
 def scenes_beat_windows():
     """Not in the paper, which leaves scenes to the future (4.2): they beat w = 32, and w = M_n."""
-    against_window = ascending(PROBED, "k = 16, w = 32", "k = 16, w = scene")
-    return against_window + ascending(PROBED, "k = 16", "k = 16, w = scene")
+    against_window = ascending("films", PROBED, "k = 16, w = 32", "k = 16, w = scene")
+    return against_window + ascending("films", PROBED, "k = 16", "k = 16, w = scene")
 
 
 def several_snippets_beat_shuffled_ones():
     """Section 3: k = 16 beats snippets drawn i.i.d., in each world."""
     comparisons = []
     for world in WORLDS:
-        comparisons += ascending(PROBED, "i.i.d.", "k = 16", world=world)
+        comparisons += ascending(world, PROBED, "i.i.d.", "k = 16")
     return comparisons
 
 
@@ -174,8 +212,8 @@ def several_snippets_learn_sooner():
     """Not in the paper: half-way k = 16 is ahead of k = 1, and it takes off earlier."""
     comparisons = []
     for world in WORLDS:
-        comparisons += ascending(HALF_WAY, "k = 1", "k = 16", world=world)
-        comparisons += ascending([TAKE_OFF], "k = 16", "k = 1", world=world)
+        comparisons += ascending(world, HALF_WAY, "k = 1", "k = 16")
+        comparisons += ascending(world, [TAKE_OFF], "k = 16", "k = 1")
     return comparisons
 
 
@@ -183,15 +221,15 @@ def several_snippets_learn_more():
     """Table 1: at the end k = 16 is ahead of k = 1; on films at twice the length, too."""
     comparisons = []
     for world in WORLDS:
-        comparisons += ascending(PROBED, "k = 1", "k = 16", world=world)
-    return comparisons + ascending(PROBED, "k = 1, epochs = 4", "k = 16, epochs = 4")
+        comparisons += ascending(world, PROBED, "k = 1", "k = 16")
+    return comparisons + ascending("films", PROBED, "k = 1, epochs = 4", "k = 16, epochs = 4")
 
 
 def several_snippets_tell_moments_apart():
     """Not in the paper: k = 16 tells two moments of one title apart more often than k = 1."""
     comparisons = []
     for world in WORLDS:
-        comparisons += ascending(["sync_same"], "k = 1", "k = 16", world=world)
+        comparisons += ascending(world, ["sync_same"], "k = 1", "k = 16")
     return comparisons
 
 
@@ -199,41 +237,41 @@ def a_curriculum_beats_its_parts():
     """AVTS, as remembered: the curriculum beats easy negatives, hard ones, and both throughout."""
     comparisons = []
     for kind in ("hard share = 0.0", "hard share = 1.0, hard after = 0.0", "hard after = 0.0"):
-        comparisons += ascending(AVTS, f"AVTS, {kind}", "AVTS", world="time")
+        comparisons += ascending("time", AVTS, f"AVTS, {kind}", "AVTS")
     return comparisons
 
 
 def overlapping_negatives_do_not_help():
     """AVTS, as remembered: hard negatives beat super-hard ones, which overlap with their video."""
-    return ascending(AVTS, "AVTS, superhard", "AVTS", world="time")
+    return ascending("time", AVTS, "AVTS, superhard", "AVTS")
 
 
 def hard_negatives_beat_those_of_other_titles():
     """Not in the papers: AVTS beats k = 1, whose negatives are all of other titles."""
-    return ascending(AVTS_AND_OTHERS, "k = 1", "AVTS", world="time")
+    return ascending("time", AVTS_AND_OTHERS, "k = 1", "AVTS")
 
 
 def several_snippets_beat_hard_negatives():
     """Table 5, of other data, and there not on UCF101: k = 16 beats AVTS."""
-    return ascending(AVTS_AND_OTHERS, "AVTS", "k = 16", world="time")
+    return ascending("time", AVTS_AND_OTHERS, "AVTS", "k = 16")
 
 
 def tasks_help_the_contrast():
     """Temporal: the three tasks beside the contrast beat the contrast alone."""
-    return ascending(TEMPORAL, "Temporal, tasks = none", "Temporal", world="time")
+    return ascending("time", TEMPORAL, "Temporal, tasks = none", "Temporal")
 
 
 def tasks_help_one_another():
     """Temporal: the three tasks beside the contrast beat each one of them beside it."""
     comparisons = []
     for task in ("speed", "direction", "order"):
-        comparisons += ascending(TEMPORAL, f"Temporal, tasks = {task}", "Temporal", world="time")
+        comparisons += ascending("time", TEMPORAL, f"Temporal, tasks = {task}", "Temporal")
     return comparisons
 
 
 def mined_pairs_help():
     """Temporal: pairs that are mined from the last embeddings beat the usual ones alone."""
-    return ascending(TEMPORAL, "Temporal, bank = 0", "Temporal", world="time")
+    return ascending("time", TEMPORAL, "Temporal, bank = 0", "Temporal")
 
 
 FINDINGS = {
@@ -260,27 +298,39 @@ FINDINGS = {
 }
 
 
-def ascending(names, *labels, world="films"):
-    """Compare the figures of each label with those of the label before it, which are lower."""
+def ascending(world, names, *labels):
+    """Expect that these figures rise from each label to the next: from the lowest to the highest.
+
+    Two neighbours are a comparison, for each of the names.
+    """
     comparisons = []
     for low, high in itertools.pairwise(labels):
         for name in names:
-            higher = Figure(world, high, name)
-            lower = Figure(world, low, name)
-            comparisons.append(Comparison((higher,), (lower,)))
+            words = f"{world}, {caption_of(name)}: {high} > {low}"
+            higher = (Figure(world, high, name),)
+            lower = (Figure(world, low, name),)
+            comparisons.append(Comparison(words, higher, lower))
     return comparisons
 
 
 def above(world, label, high, low):
-    """Compare two figures of the same runs."""
-    return Comparison((Figure(world, label, high),), (Figure(world, label, low),))
+    """Expect that of two figures of the same runs `high` is above `low`."""
+    words = f"{world}, {label}: {caption_of(high)} > {caption_of(low)}"
+    return Comparison(words, (Figure(world, label, high),), (Figure(world, label, low),))
 
 
 def larger_gain(high, low, name):
-    """Compare how much k = 16 is above k = 1 in two worlds."""
+    """Expect that k = 16 is further above k = 1 in the world `high` than in the world `low`."""
+    words = f"{caption_of(name)}: k = 16 − k = 1 on {high} > on {low}"
     higher = (Figure(high, "k = 16", name), Figure(low, "k = 1", name))
     lower = (Figure(high, "k = 1", name), Figure(low, "k = 16", name))
-    return Comparison(higher, lower)
+    return Comparison(words, higher, lower)
+
+
+def caption_of(name):
+    """What pictures and tables call a figure, if it is one of theirs."""
+    caption, _ = MEASURES.get(name, (name, None))
+    return caption
 
 
 # --------------------------------------------------------------------------------------------------
@@ -414,49 +464,17 @@ def verdict(margins):
     return found
 
 
-def describe(comparison):
-    """Write a comparison in words: "films, action: k = 16 > k = 1"."""
-    high, low = comparison.higher[0], comparison.lower[0]
-    what = caption_of(high.name)
-    if len(comparison.higher) > 1:
-        *_, other = comparison.lower
-        return f"{what}: k = 16 − k = 1 on {high.world} > on {other.world}"
-    if high.label == low.label:
-        return f"{high.world}, {high.label}: {what} > {caption_of(low.name)}"
-    return f"{high.world}, {what}: {high.label} > {low.label}"
-
-
-def caption_of(name):
-    """What pictures and tables call a figure, if it is one of theirs."""
-    caption, _ = MEASURES.get(name, (name, None))
-    return caption
-
-
-def describe_margins(margins):
-    """Write mean ± standard deviation, and the seeds on each side: "+0.12 ± 0.05, 4 : 1"."""
-    values = np.array(list(margins.values()))
-    if len(values) == 0:
-        return "no seed has both"
-    text = f"{values.mean():+.3f}"
-    if len(values) > 1:
-        text += f" ± {values.std(ddof=1):.3f}"
-    return f"{text}, {(values > 0).sum()} : {(values <= 0).sum()}"
-
-
 def ask(finding, figures):
-    """Return (comparisons, margins with all runs, margins without those that never began, those).
-
-    Those are the runs that the finding is about and that never began, as (world, label, seed).
-    """
+    """Return the Answer of a finding to figures, as `figures_of` returns them."""
     comparisons = finding()
     involved = set()
     for comparison in comparisons:
         for figure in (*comparison.higher, *comparison.lower):
             involved.add((figure.world, figure.label))
     left_out = {run for run in never_began(figures) if run[:2] in involved}
-    with_all = [margins_of(comparison, figures) for comparison in comparisons]
+    margins = [margins_of(comparison, figures) for comparison in comparisons]
     without = [margins_of(comparison, figures, left_out) for comparison in comparisons]
-    return comparisons, with_all, without, left_out
+    return Answer(comparisons, margins, without, left_out)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -465,7 +483,7 @@ def ask(finding, figures):
 
 
 def print_page(path):
-    """Print all verdicts and comparisons, the table of the three papers, and means, in Markdown."""
+    """Print, in Markdown, all verdicts and comparisons, what is of three papers, and means."""
     rows, kind, others = of_one_processor(read_runs([path]))
     figures = figures_of(rows)
     answers = {number: ask(finding, figures) for number, finding in FINDINGS.items()}
@@ -474,30 +492,22 @@ def print_page(path):
     print(f"By `python -m lab.findings {printable(path)}`: {len(rows)} runs on {printable(kind)}.")
     for other, count in others.items():
         print(f"Left out: {count} runs on {printable(other)}.")
-    commits = Counter(row.get("versions", {}).get("commit", "not recorded")[:12] for row in rows)
-    print(f"Commits: {counts_in_words(commits)}.")
-    print(f"Seeds: {counts_in_words(Counter(str(row['seed']) for row in rows))}.")
+    print_origins(rows)
+    print()
+    print(ABOUT_RUNS)
+    print()
+    print(ABOUT_VERDICTS)
     print()
     print_verdicts(answers)
-    for number, (comparisons, with_all, without, _) in answers.items():
-        if not any(with_all):
-            continue  # No seed has the runs that it asks about.
-        print()
-        print(f"## {number}. {FINDINGS[number].__doc__}")
-        print()
-        for comparison, margins, margins_without in zip(comparisons, with_all, without):
-            line = f"- {describe(comparison)}: {describe_margins(margins)}"
-            if margins_without.keys() != margins.keys():
-                line += f"; without: {describe_margins(margins_without)}"
-            print(line)
-    lines = table_of_papers(rows)
-    if lines:
-        print()
-        print("## Three papers under one budget")
-        print()
-        print(CAPTION)
-        print()
-        print("\n".join(lines))
+    print()
+    print(ABOUT_COMPARISONS)
+    for number, answer in answers.items():
+        if any(answer.margins):
+            print()
+            print(f"## {number}. {FINDINGS[number].__doc__}")
+            print()
+            print_comparisons(answer)
+    print_papers(rows)
     print()
     print("## The means")
     print()
@@ -510,32 +520,93 @@ def print_page(path):
         print_bases(bases_of(rows_of[world]))
 
 
-def counts_in_words(counts):
+def print_origins(rows):
+    """Print how many runs are of each seed, each commit, and each version of torch."""
+    versions = [row.get("versions", {}) for row in rows]
+    print(f"Seeds: {counts_in_words(str(row['seed']) for row in rows)}.")
+    print(f"Commits: {counts_in_words(short(version.get('commit')) for version in versions)}.")
+    for name, what in (("torch", "torch"), ("threads", "Threads of a run")):
+        counts = counts_in_words(str(version.get(name, "not recorded")) for version in versions)
+        print(f"{what}: {counts}.")
+
+
+def short(commit):
+    """The first 12 digits of a commit, and "+changes" if its code had been changed."""
+    if commit is None:
+        return "not recorded"
+    digits, plus, changes = commit.partition("+")
+    return digits[:12] + plus + changes
+
+
+def counts_in_words(names):
     """Say how many runs each name has: "11 (92 runs), 12 (40 runs)"."""
-    return ", ".join(f"{name} ({count} runs)" for name, count in sorted(counts.items()))
+    counts = Counter(names)
+    return ", ".join(f"{printable(name)} ({counts[name]} runs)" for name in sorted(counts))
 
 
 def print_verdicts(answers):
     """Print a table of what `ask` has returned for each finding."""
     print(table_row(["", "asked", "all runs", "seeds", "without runs that never began"]))
     print("|---" * 5 + "|")
-    for number, (_, with_all, without, left_out) in answers.items():
-        found, of_the_others = verdict(with_all), ""
-        if any(with_all):
-            fewest = min(map(len, with_all))
-            if fewest < ENOUGH:
-                found = f"no verdict yet; so far {found}"
-            elif left_out:
-                count = f"{len(left_out)} left out, {seeds_in_words(without)} seeds"
-                of_the_others = f"{verdict(without)} ({count})"
-        cells = [number, FINDINGS[number].__doc__, found, seeds_in_words(with_all), of_the_others]
-        print(table_row(cells))
+    for number, answer in answers.items():
+        of_the_others = ""
+        if answer.never_began:
+            count = f"{len(answer.never_began)} left out; seeds: {seeds_in_words(answer.without)}"
+            of_the_others = f"{verdict_if_enough(answer.without)} ({count})"
+        found = verdict_if_enough(answer.margins)
+        seeds = seeds_in_words(answer.margins)
+        print(table_row([number, FINDINGS[number].__doc__, found, seeds, of_the_others]))
+
+
+def verdict_if_enough(margins):
+    """The verdict, or what the seeds show that are there if a comparison has fewer than ENOUGH."""
+    found = verdict(margins)
+    if any(margins) and min(map(len, margins)) < ENOUGH:
+        return f"no verdict yet; so far {found}"
+    return found
 
 
 def seeds_in_words(margins):
     """How many seeds the comparisons have: "5", or "3 to 5"."""
     low, high = min(map(len, margins)), max(map(len, margins))
     return f"{high}" if low == high else f"{low} to {high}"
+
+
+def print_comparisons(answer):
+    """Print a table of the differences that an answer has: their mean, and that of each seed."""
+    seeds = sorted(set().union(*answer.margins))
+    heads = ["", "mean", *seeds]
+    if answer.never_began:
+        heads.append("mean without ( )")
+    print(table_row(heads))
+    print("|---" * len(heads) + "|")
+    for comparison, margins, without in zip(answer.comparisons, answer.margins, answer.without):
+        name = comparison.higher[0].name
+        cells = [comparison.words, mean_in_words(margins, name)]
+        for seed in seeds:
+            difference = in_units(margins[seed], name) if seed in margins else ""
+            never_began = seed in margins and seed not in without
+            cells.append(f"({difference})" if never_began else difference)
+        if answer.never_began:
+            cells.append(mean_in_words(without, name) if without.keys() != margins.keys() else "")
+        print(table_row(cells))
+
+
+def mean_in_words(margins, name):
+    """Write the mean of {seed: difference} ± its standard deviation: "+12.3 ± 4.5"."""
+    if not margins:
+        return "no seed has both"
+    values = list(margins.values())
+    mean = in_units(np.mean(values), name)
+    if len(values) == 1:
+        return mean
+    deviation = in_units(np.std(values, ddof=1), name)
+    return f"{mean} ± {deviation.removeprefix('+')}"
+
+
+def in_units(difference, name):
+    """Write a difference of the figure `name`: in nats, or in percentage points."""
+    return f"{difference:+.3f}" if name in NATS else f"{100 * difference:+.1f}"
 
 
 def parse_args(argv=None):

@@ -24,11 +24,12 @@ from lab.findings import (
     EVALUATED,
     FINDINGS,
     ask,
-    describe_margins,
     figures_of,
     margins_of,
+    mean_in_words,
     never_began,
     of_one_processor,
+    short,
     take_off,
     verdict,
 )
@@ -236,8 +237,8 @@ def verdicts_of(rows):
     figures = figures_of(rows)
     found = {}
     for number, finding in FINDINGS.items():
-        _, with_all, without, _ = ask(finding, figures)
-        found[number] = (verdict(with_all), verdict(without))
+        answer = ask(finding, figures)
+        found[number] = (verdict(answer.margins), verdict(answer.without))
     return found
 
 
@@ -355,16 +356,17 @@ def test_runs_that_never_began_are_counted_and_can_be_left_out():
             row["final"]["kl_same_match"] = 0.05
     figures = figures_of(rows)
     assert never_began(figures) == {("films", "k = 16", 12)}
-    comparisons, with_all, without, late = ask(FINDINGS[12], figures)
-    of_films = comparisons[0].higher[0]
+    answer = ask(FINDINGS[12], figures)
+    of_films = answer.comparisons[0].higher[0]
     assert (of_films.world, of_films.label) == ("films", "k = 16")
-    assert late == {("films", "k = 16", 12)}
-    assert sorted(with_all[0]) == [11, 12, 13] and sorted(without[0]) == [11, 13]
-    assert with_all[0][12] < 0 and min(without[0].values()) > 0
-    assert verdict(with_all) == "holds in the mean" and verdict(without) == "holds"
+    assert answer.never_began == {("films", "k = 16", 12)}
+    margins, without = answer.margins[0], answer.without[0]
+    assert sorted(margins) == [11, 12, 13] and sorted(without) == [11, 13]
+    assert margins[12] < 0 and min(without.values()) > 0
+    assert verdict(answer.margins) == "holds in the mean" and verdict(answer.without) == "holds"
     # A finding that is not about this run has nothing to leave out.
-    *_, late = ask(FINDINGS[6], figures_of(changed("tv-12-k16", kl_same_match=0.05)))
-    assert late == set()
+    answer = ask(FINDINGS[6], figures_of(changed("tv-12-k16", kl_same_match=0.05)))
+    assert answer.never_began == set()
 
 
 def test_a_comparison_is_made_within_a_seed():
@@ -386,10 +388,19 @@ def test_a_verdict_counts_seeds_means_and_what_is_not_asked():
     assert verdict([{}, {}]) == "not asked"
 
 
-def test_margins_have_mean_spread_and_the_seeds_on_each_side():
-    assert describe_margins({11: 0.1, 12: 0.3, 13: -0.1}) == "+0.100 ± 0.200, 2 : 1"
-    assert describe_margins({11: -0.25}) == "-0.250, 0 : 1"
-    assert describe_margins({}) == "no seed has both"
+def test_differences_have_a_mean_a_spread_and_a_unit():
+    """Divergences and losses are in nats, all others in percentage points."""
+    margins = {11: 0.1, 12: 0.3, 13: -0.1}
+    assert mean_in_words(margins, "gap") == mean_in_words(margins, "loss") == "+0.100 ± 0.200"
+    assert mean_in_words(margins, "action") == mean_in_words(margins, "sync_same") == "+10.0 ± 20.0"
+    assert mean_in_words({11: -0.25}, "take-off") == "-25.0"
+    assert mean_in_words({}, "action") == "no seed has both"
+
+
+def test_changed_code_is_named_beside_a_commit():
+    assert short("0123456789abcdef") == "0123456789ab"
+    assert short("0123456789abcdef+changes") == "0123456789ab+changes"
+    assert short(None) == "not recorded"
 
 
 def test_only_runs_of_one_kind_of_processor_are_compared():
@@ -411,28 +422,39 @@ def test_the_verdicts_are_printed(tmp_path):
     for row in rows:
         if row["run"] == "films-12-k16":
             row["final"]["kl_same_match"] = 0.05
+    machine = {"processor": "a processor that was not recorded"}
+    rows[0]["versions"] = {**machine, "commit": "0123456789abcdef+changes"}
+    rows[1]["versions"] = {**machine, "commit": None}
     (tmp_path / "findings.json").write_text(json.dumps(rows))
     status, printed, errors = run_script("lab.findings", tmp_path / "findings.json")
     assert not status, errors
     lines = printed.splitlines()
     assert f"{len(rows)} runs on a processor that was not recorded." in lines[2]
-    assert lines[3] == f"Commits: not recorded ({len(rows)} runs)."
     of_seed = len(rows) // 3
-    assert lines[4] == f"Seeds: 11 ({of_seed} runs), 12 ({of_seed} runs), 13 ({of_seed} runs)."
+    assert lines[3] == f"Seeds: 11 ({of_seed} runs), 12 ({of_seed} runs), 13 ({of_seed} runs)."
+    assert (
+        lines[4] == f"Commits: 0123456789ab+changes (1 runs), not recorded ({len(rows) - 1} runs)."
+    )
     asked = FINDINGS[12].__doc__
-    assert f"| 12 | {asked} | holds in the mean | 3 | holds (1 left out, 2 to 3 seeds) |" in lines
+    found = "no verdict yet; so far holds (1 left out; seeds: 2 to 3)"
+    assert f"| 12 | {asked} | holds in the mean | 3 | {found} |" in lines
     assert f"| 18 | {FINDINGS[18].__doc__} | holds | 3 |  |" in lines
     start = lines.index(f"## 12. {asked}")
-    values = np.array([0.2, -0.25, 0.2])
-    spread = f"{values.mean():+.3f} ± {values.std(ddof=1):.3f}"
-    without = "without: +0.200 ± 0.000, 2 : 0"
-    assert f"- films, action: k = 16 > k = 1: {spread}, 2 : 1; {without}" == lines[start + 2]
-    papers = lines.index("## Three papers under one budget")
+    assert lines[start + 2] == "|  | mean | 11 | 12 | 13 | mean without ( ) |"
+    values = np.array([20, -25, 20])
+    spread = f"{values.mean():+.1f} ± {values.std(ddof=1):.1f}"
+    of_seeds = "+20.0 | (-25.0) | +20.0 | +20.0 ± 0.0"
+    assert lines[start + 4] == f"| films, action: k = 16 > k = 1 | {spread} | {of_seeds} |"
+    assert lines[start + 6].endswith(" |  |") and lines[start + 6].startswith("| tv, action: ")
+    heads = [line for line in lines if line.startswith("## Three papers under one budget")]
+    assert len(heads) == 2
     labels = ["i.i.d.", "k = 1", "k = 16", "AVTS", "Temporal"]
-    table = [line for line in lines[papers : papers + 20] if line.startswith("| ")]
-    assert [line.split(" | ")[:2] for line in table[1:]] == [
-        [f"| {label}", "3"] for label in labels
-    ]
+    for head in heads:
+        place = lines.index(head)
+        table = [line for line in lines[place : place + 20] if line.startswith("| ")]
+        assert [line.split(" | ")[:2] for line in table[1:6]] == [
+            [f"| {label}", "3"] for label in labels
+        ]
     means = lines[lines.index("## The means") :]
     heads = [line for line in means if " | seeds | loss | " in line]
     assert [line.split()[1] for line in heads] == ["films", "shows", "time", "tv"]
@@ -455,10 +477,11 @@ def test_less_than_three_seeds_make_no_verdict(tmp_path):
     (tmp_path / "findings.json").write_text(json.dumps(rows))
     _, printed, _ = run_script("lab.findings", tmp_path / "findings.json")
     found = "no verdict yet; so far holds (6 of 8 asked)"
-    assert f"| 12 | {FINDINGS[12].__doc__} | {found} | 0 to 3 |  |" in printed.splitlines()
-    assert (
-        f"| 13 | {FINDINGS[13].__doc__} | holds | 3 | holds (1 left out, 2 to 3 seeds) |" in printed
-    )
+    without = f"{found} (1 left out; seeds: 0 to 3)"
+    assert f"| 12 | {FINDINGS[12].__doc__} | {found} | 0 to 3 | {without} |" in printed.splitlines()
+    # Nor do two seeds, after a run was left out that never began.
+    without = "no verdict yet; so far holds (1 left out; seeds: 2 to 3)"
+    assert f"| 13 | {FINDINGS[13].__doc__} | holds | 3 | {without} |" in printed
 
 
 def test_the_page_of_the_verdicts_is_made_of_the_rows(monkeypatch):

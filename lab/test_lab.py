@@ -709,14 +709,18 @@ def test_runs_made_again_are_compared_with_the_first(tmp_path):
         return status, printed.splitlines()
 
     assert run_again() == (0, ["3 runs made again, 0 of them with another result"])
+    rows[0]["arguments"]["newer"] = None  # Of a flag that the first row did not know yet.
+    assert run_again() == (0, ["3 runs made again, 0 of them with another result"])
+    rows[1]["arguments"]["k"] = 8
     rows[0]["final"]["gap"] += 1e-9
     rows[2]["accuracy"] = 0.81
     assert run_again() == (
         1,
         [
             f"{rows[0]['run']}: differs in final",
+            f"{rows[1]['run']}: differs in argument k",
             "probe: differs in accuracy",
-            "3 runs made again, 2 of them with another result",
+            "3 runs made again, 3 of them with another result",
         ],
     )
     del again[:3]

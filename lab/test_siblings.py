@@ -2,7 +2,7 @@
 
 import pytest
 
-from lab.siblings import ACCURACIES, hours_of_film, table_of_papers
+from lab.siblings import ACCURACIES, COSTS, hours_of_film, print_papers
 
 TELEVISION = {"w": None, "jitter": 0.0, "tau": None}
 NETWORKS = {  # what sets a run apart: (its paper, its arguments)
@@ -58,32 +58,41 @@ def made_up_rows():
     return rows
 
 
-def cells_of(lines):
-    """{label: {column: cell}}"""
-    heads, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    return {row[0]: dict(zip(heads, row)) for row in rows}
+def tables_of(rows, capsys):
+    """The tables that are printed, each as {label: {column: cell}}."""
+    print_papers(rows)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    tables = []
+    for line in lines:
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if cells[:2] == ["", "seeds"]:
+            heads = cells
+            tables.append({})
+        elif cells[0] != "---":
+            tables[-1][cells[0]] = dict(zip(heads, cells))
+    return tables
 
 
-def test_the_table_has_one_row_for_each_way_to_pretrain():
-    cells = cells_of(table_of_papers(made_up_rows()))
-    assert list(cells) == ["i.i.d.", "k = 1", "k = 16", "AVTS", "Temporal", "none"]
-    assert all(row["seeds"] == "2" for label, row in cells.items() if label != "none")
+def test_each_way_to_pretrain_has_a_row_in_both_tables(capsys):
+    uses, costs = tables_of(made_up_rows(), capsys)
+    labels = ["i.i.d.", "k = 1", "k = 16", "AVTS", "Temporal"]
+    assert list(uses) == [*labels, "none"] and list(costs) == labels
+    assert all(uses[label]["seeds"] == costs[label]["seeds"] == "2" for label in labels)
     # 0.2 and 0.22, 0.4 and 0.42: of the base of each paper, not of its variants.
-    assert cells["k = 16"]["action, 1"] == "10.5 ± 0.71"
-    assert cells["AVTS"]["action, 1"] == "20.5 ± 0.71"
-    assert cells["none"]["action, 1"] == "40.5 ± 0.71"
-    assert cells["AVTS"]["snippets"] == "45000" and cells["none"]["snippets"] == ""
-    assert cells["AVTS"]["seconds of training"] == "715 ± 7"
-    assert cells["AVTS"]["retrieval, R@1"] == ""  # not measured
+    assert uses["k = 16"]["action, 1"] == "10.5 ± 0.71"
+    assert uses["AVTS"]["action, 1"] == "20.5 ± 0.71"
+    assert uses["none"]["action, 1"] == "40.5 ± 0.71"
+    assert uses["AVTS"]["retrieval, R@1"] == ""  # not measured
+    assert costs["AVTS"]["snippets"] == "45000"
+    assert costs["AVTS"]["seconds of training"] == "715 ± 7"
 
 
-def test_each_accuracy_has_a_column_of_its_own():
-    [heads, *_] = table_of_papers(made_up_rows())
-    columns = [head.strip() for head in heads.split("|")[3:-1]]
-    assert columns[: len(ACCURACIES)] == list(ACCURACIES)
-    place = list(ACCURACIES.values()).index(TASK)
-    row = next(line for line in table_of_papers(made_up_rows()) if line.startswith("| k = 16 "))
-    assert row.split("|")[3 + place].strip() == "21 ± 1.4"
+def test_each_accuracy_and_each_cost_has_a_column_of_its_own(capsys):
+    uses, costs = tables_of(made_up_rows(), capsys)
+    assert list(uses["k = 16"]) == ["", "seeds", *ACCURACIES]
+    assert list(costs["k = 16"]) == ["", "seeds", *(cost.name for cost in COSTS)]
+    [column] = [name for name, task in ACCURACIES.items() if task == TASK]
+    assert uses["k = 16"][column] == "21 ± 1.4"
 
 
 def test_hours_of_film_count_the_speeds():
@@ -92,7 +101,7 @@ def test_hours_of_film_count_the_speeds():
         assert [hours_of_film(row, part) for part in (0, 1)] == pytest.approx(hours)
 
 
-def test_without_runs_on_the_world_of_the_papers_there_is_no_table():
+def test_without_runs_on_the_world_of_the_papers_there_is_no_table(capsys):
     elsewhere = pretraining("k1", 11, 700)
     elsewhere["arguments"]["data"] = "datasets/sweep/films-11/films"
-    assert table_of_papers([elsewhere]) == []
+    assert tables_of([elsewhere], capsys) == []
