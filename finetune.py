@@ -41,6 +41,7 @@ from harness.run import (
     obey_parent_only,
     reason_to_end,
     restore_statistics,
+    save_tensors,
 )
 from media.format import ORDER, SHOTS, Format, rng_of
 from media.labels import LAYOUTS, SOUNDS
@@ -974,7 +975,7 @@ def main(args):
             "networks": {source.backbone: source.network},
             "front_end": front_end_state(fmt, video_front, audio_front),
         }
-        run.write(f"split{split}.pt", partial(torch.save, classifier))
+        run.write(f"split{split}.pt", partial(save_tensors, classifier))
         run.save(state)
 
     if rank == 0:

@@ -2,9 +2,9 @@
 
 import contextlib
 import fcntl
+import multiprocessing
 import os
 import threading
-import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -72,18 +72,21 @@ def in_own_process(work, path, *args):
     Raises BadInput if that process dies, and whatever `work` raises.
     """
     try:
-        with ProcessPoolExecutor(1, initializer=end_with, initargs=(os.getpid(),)) as process:
+        with ProcessPoolExecutor(1, initializer=end_with_parent) as process:
             return process.submit(work, path, *args).result()
     except BrokenProcessPool as error:
         raise BadInput(f"{path}: the process that read it died") from error
 
 
-def end_with(parent):
-    """End this process once its parent is dead, so that a kill leaves nothing running."""
-    threading.Thread(target=watch, args=(parent,), daemon=True).start()
+def end_with_parent():
+    """End this process of multiprocessing with its parent, so that a kill leaves nothing running.
+
+    Its parent is the process that asked for it. It need not be the one that forked it: by default
+    Python 3.14 has a server for that.
+    """
+    threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
-def watch(parent):
-    while os.getppid() == parent:
-        time.sleep(0.2)
+def wait_for_parent():
+    multiprocessing.parent_process().join()
     os._exit(1)

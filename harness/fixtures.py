@@ -41,7 +41,7 @@ import pytest
 import torch
 import torch.distributed.run
 
-from harness.files import end_with
+from harness.files import end_with_parent
 
 ROOT = Path(__file__).parent.parent
 CACHE = Path(os.environ["XDG_CACHE_HOME"])
@@ -127,7 +127,7 @@ class Forked:
         self.process.start()
 
     def begin(self, work, folder, variables):
-        end_with(os.getppid())
+        end_with_parent()
         os.setsid()
         os.chdir(folder)
         os.environ.update(variables)

@@ -1,5 +1,6 @@
 """The flags that pretrainings share, what must hold of them, and how they name a run."""
 
+import math
 from pathlib import Path
 
 from harness.errors import BadInput
@@ -52,12 +53,24 @@ def rules_of_run(args, world_size):
         rules.append((name, getattr(args, name) > 0, "above 0"))
     for name in ("warmup", "seed", "workers", "max_bad", "save_minutes"):
         rules.append((name, getattr(args, name) >= 0, "0 or more"))
-    return rules
+    # A window of the spectrogram is centred on its time, so half of it is mirrored at each end.
+    has_room = args.n_fft * args.fps < 2 * args.rate * args.frames
+    twice = f"less than twice the {args.frames} / {args.fps:g} s of a snippet at {args.rate} Hz"
+    return [*rules, ("n_fft", has_room, twice)]
 
 
 def check_rules(args, rules):
-    """Raise BadInput for the first flag whose rule does not hold: (its name, whether, the rule)."""
-    for name, holds, rule in rules:
+    """Raise BadInput for the first flag whose rule does not hold: (its name, whether, the rule).
+
+    Of all flags holds that a number has to be finite, and a seed one that torch takes.
+    """
+    of_all = []
+    for name, value in vars(args).items():
+        if isinstance(value, float):
+            of_all.append((name, math.isfinite(value), "a finite number"))
+    if hasattr(args, "seed"):
+        of_all.append(("seed", args.seed < 2**63, "below 2 ** 63"))
+    for name, holds, rule in (*of_all, *rules):
         if not holds:
             raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {rule}")
 

@@ -6,6 +6,7 @@ What loops of training share is here too: the account of their snippets, and the
 import contextlib
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import platform
 import signal
@@ -15,6 +16,7 @@ import threading
 import time
 import warnings
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -263,15 +265,18 @@ def obey_parent_only(_):
     """For the reading processes of a DataLoader: only the training process decides when to stop.
 
     Ctrl-C and SIGTERM often go to all processes of a run. From its parent a reading process has
-    to take SIGTERM, or the parent would wait for it for ever.
+    to take SIGTERM, or the parent would wait for it for ever. macOS does not tell whom a signal is
+    from, so there it takes any.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=wait_for_parent, daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=end_when_parent_says, daemon=True).start()
 
 
-def wait_for_parent():
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+def end_when_parent_says():
+    parent = multiprocessing.parent_process().pid
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 
@@ -614,7 +619,7 @@ class Run:
                 os.fsync(self.log_file.fileno())
             state = {**state, "args": self.settings}
             keep = None if self.damaged else self.checkpoint_before
-            atomic_write(self.checkpoint_path, lambda path: torch.save(state, path), keep=keep)
+            atomic_write(self.checkpoint_path, partial(save_tensors, state), keep=keep)
             self.damaged = False
         self.saved = time.monotonic()
 
@@ -622,7 +627,7 @@ class Run:
         """Write the weights of a finished epoch, epochN.pt: a checkpoint without the optimiser."""
         kept = {name: part for name, part in state.items() if name != "optimizer"}
         kept["args"] = self.settings
-        self.write(f"epoch{epoch}.pt", lambda path: torch.save(kept, path))
+        self.write(f"epoch{epoch}.pt", partial(save_tensors, kept))
 
     def save_is_due(self, minutes):
         """Whether the last checkpoint is so old; 0 minutes is at each step."""
@@ -639,6 +644,17 @@ class Run:
             return
         text = json.dumps({**result, "versions": versions()}) + "\n"
         self.write("result.json", lambda path: path.write_text(text))
+
+
+def save_tensors(state, path):
+    """torch.save, which hides why it could not write: raise the OSError of a full disk as it is."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def checkpoint_of(model, optimizer, front_end, sampler, train, step, done):

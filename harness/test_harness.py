@@ -7,10 +7,12 @@ and rules for the repository as a whole: who may import whom, and which commands
 import ast
 import errno
 import json
+import multiprocessing
 import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+import data
 import finetune
 import harness.run
 import pretrain
@@ -37,7 +40,7 @@ from harness.fixtures import (
     run_script,
     write_film,
 )
-from harness.run import Processes, Run, commit, processor, versions
+from harness.run import Processes, Run, commit, processor, save_tensors, versions
 from media.collection import read_collection
 from media.format import Format
 
@@ -145,10 +148,60 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_decoder_that_crashes_takes_one_file_with_it():
-    with pytest.raises(BadInput, match="the process that read it died"):
-        in_own_process(os._exit, 1)
-    assert in_own_process(str, "film") == "film"
+def test_a_full_disk_is_named_as_such():
+    """torch.save itself speaks of a position in a file."""
+    with pytest.raises(OSError, match="No space left on device"):
+        save_tensors({"weights": torch.zeros(2**20)}, Path("/dev/full"))
+
+
+class Dying(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_where_a_reading_process_dies_the_run_is_saved_and_ends_in_one_line():
+    saved = []
+    loader = torch.utils.data.DataLoader(Dying(), num_workers=1)
+    with pytest.raises(BadInput, match="a reading process died .DataLoader worker .*; the same"):
+        data.next_batch(iter(loader), lambda: saved.append(True))
+    assert saved == [True]
+
+
+# How Python starts a process by default: before 3.14, and from then on.
+STARTS = ("fork", "forkserver")
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_decoder_that_crashes_takes_one_file_with_it(start):
+    default = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(start, force=True)
+    try:
+        with pytest.raises(BadInput, match="the process that read it died"):
+            in_own_process(os._exit, 1)
+        assert in_own_process(str, "film") == "film"
+    finally:
+        multiprocessing.set_start_method(default, force=True)
+
+
+DECODE = """
+import multiprocessing, sys
+from harness.files import in_own_process
+multiprocessing.set_start_method(sys.argv[1])
+in_own_process(exec, "import time; print('begun', flush=True); time.sleep(600)")
+"""
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_decoder_ends_with_the_process_that_asked_for_it(start):
+    command = [sys.executable, "-c", DECODE, start]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "begun\n"
+        process.kill()
+        # The decoder has this end of the pipe, too.
+        assert process.communicate(timeout=60) == ("", None)
 
 
 LOCK = """

@@ -8,10 +8,12 @@ All runs here are of nine steps an epoch, each of two shares of eight snippets.
 import contextlib
 import itertools
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -363,6 +365,50 @@ def test_all_reading_processes_obey_their_parent_only(toy, tmp_path, monkeypatch
         assert {init for _, init in told} == {obey_parent_only}
         if script is pretrain:  # a measurement before the first step, and the step
             assert len(told) == 2
+
+
+READ = """
+import pathlib, sys, time
+from harness.run import obey_parent_only
+obey_parent_only(0)
+pathlib.Path({path!r}).touch()
+time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def reading(path, start, first=""):
+    """A process that does `first`, obeys its parent only, and then makes this file."""
+    context = multiprocessing.get_context(start)
+    reader = context.Process(target=exec, args=(first + READ.format(path=str(path)),))
+    reader.start()
+    try:
+        while not path.exists():
+            assert reader.is_alive()
+            time.sleep(0.05)
+        yield reader
+    finally:
+        reader.kill()
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_a_reading_process_ends_when_its_parent_says_so_and_nobody_else(tmp_path, start):
+    """Its parent need not be the process that forked it: by default it is not in Python 3.14."""
+    with reading(tmp_path / "begun", start) as reader:
+        subprocess.run(["kill", "-TERM", f"{reader.pid}"], check=True)
+        reader.join(timeout=0.3)
+        assert reader.is_alive()
+        reader.terminate()
+        reader.join(timeout=30)
+        assert reader.exitcode == 0
+
+
+def test_where_a_signal_does_not_say_whom_it_is_from_a_reading_process_takes_any(tmp_path):
+    as_on_macos = "import signal\ndel signal.sigwaitinfo\n"
+    with reading(tmp_path / "begun", "fork", as_on_macos) as reader:
+        reader.terminate()
+        reader.join(timeout=30)
+        assert reader.exitcode == -signal.SIGTERM
 
 
 def test_gradients_are_averaged_with_the_last_share_only():
