@@ -122,9 +122,9 @@ def discrepancy(z_v, z_a, title, tau=None, bins=64, pseudo_count=0.5):
         edges            the bins + 1 edges of the bins
         histograms       {match, same, other}: the number of pairs in each bin
 
-    Raises ValueError where one of the three has no pair.
+    Raises ValueError where one of the three has no pair, or a similarity is not finite.
     """
-    s = similarity(z_v, z_a, tau)  # (B, B)
+    s = check_finite(similarity(z_v, z_a, tau))  # (B, B)
     pairs = {name: s[of_kind] for name, of_kind in kinds_of_pairs(title).items()}
     low, high = s.min().item(), s.max().item()
     histograms = {name: histogram(pairs[name], bins, low, high) for name in pairs}
@@ -142,6 +142,13 @@ def discrepancy(z_v, z_a, title, tau=None, bins=64, pseudo_count=0.5):
         "edges": torch.linspace(low, high, bins + 1).tolist(),
         "histograms": {name: counts.long().tolist() for name, counts in histograms.items()},
     }
+
+
+def check_finite(s):
+    """Return these similarities. Raises ValueError if one is not finite: it is above no other."""
+    if not s.isfinite().all():
+        raise ValueError("a similarity is not finite")
+    return s
 
 
 def kl(p, q):
@@ -171,7 +178,7 @@ def synchronisation(z_v, z_a, title, tau=None):
     pairs. Only the order of the similarities matters, whatever the scale of the embeddings. The
     paper does not measure this (our choice). Returns plain numbers, from 0 to 1.
 
-    Raises ValueError for titles that `discrepancy` refuses.
+    Raises ValueError for what `discrepancy` refuses.
     """
     kinds = kinds_of_pairs(title)
     pairs = {"same": kinds["same"], "other": kinds["other"]}
@@ -183,10 +190,12 @@ def share_of_wins(z_v, z_a, pairs, tau=None):
     """P(s_ii > s_ij) over each kind of pairs, as `synchronisation` counts it: {name: share}.
 
     pairs  {name: (B, B) of bool}, which pairs (i, j) are of this kind; each has one or more
+
+    Raises ValueError if a similarity is not finite.
     """
     # The order of a sum decides its last bits, and must not decide a tie. So the sums have fp64,
     # and are rounded to fp32 before they are compared.
-    s = similarity(z_v.double(), z_a.double(), tau).float()  # (B, B)
+    s = check_finite(similarity(z_v.double(), z_a.double(), tau).float())  # (B, B)
     positive = s.diagonal()[:, None]  # (B, 1) s_ii
     shares = {}
     for name, of_kind in pairs.items():

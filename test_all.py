@@ -557,6 +557,16 @@ def test_discrepancy_sorts_the_pairs_of_equation_2(tau):
     assert found["gap"] == pytest.approx(kl("other", "match") - kl("same", "match"))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_measured(value):
+    z_v, z_a = (z.detach() for z in embeddings(12))
+    z_a[3, 0] = value
+    title = torch.tensor([0] * 6 + [1] * 6)
+    for measure in (loss.discrepancy, loss.synchronisation):
+        with pytest.raises(ValueError, match="a similarity is not finite"):
+            measure(z_v, z_a, title)
+
+
 def test_discrepancy_tells_a_shortcut_from_a_correspondence():
     g = torch.Generator().manual_seed(0)
     title = torch.arange(20).repeat_interleave(20)
@@ -1801,6 +1811,12 @@ def test_what_pretraining_refuses(toy, run, tmp_path, monkeypatch):
     assert "holds a run of other arguments (lr 0.002 and not 0.1)" in error
     assert "--crop 64: must be above 0, and --short-side (40) or less" in refusal("--crop", 64)
     assert "--tau 0.0: must be above 0" in refusal("--tau", 0)
+    for flag in ("--lr", "--jitter", "--fps"):
+        for value in ("inf", "nan"):
+            assert f"{flag} {value}: must be a finite number" in refusal(flag, value)
+    assert "must be below 2 ** 63" in refusal("--seed", 2**63)
+    error = refusal("--n-fft", 51200)
+    assert "--n-fft 51200: must be less than twice the 8 / 5 s of a snippet at 16000 Hz" in error
     assert "argument --k: invalid int value: 'many'" in refusal("--k", "many")
 
     broken = tmp_path / "broken"

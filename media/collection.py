@@ -128,7 +128,8 @@ def split_files(paths, index, fmt, stride=None):
 def list_titles(source):
     """Return [(name, [path or URL of each file])] of the titles of a folder or a list.
 
-    Raises BadInput if the source is neither, or holds no title.
+    Raises BadInput if the source is neither, holds no title, or has a file twice: a film could
+    then be trained on and held out, and would be a negative of itself.
     """
     if os.path.isdir(source):
         titles = titles_of_folder(source)
@@ -147,7 +148,21 @@ def list_titles(source):
         )
     if not titles:
         raise BadInput(f"{source}: no media files in it; it should hold {CONTENTS}")
+    check_distinct([path for _, paths in titles for path in paths], source)
     return titles
+
+
+def check_distinct(paths, source):
+    """Raise BadInput for the first path, or URL, that leads to the same file as one before it."""
+    before = {}
+    for path in paths:
+        file = path if "://" in path else os.path.realpath(path)
+        if file in before:
+            also = "" if before[file] == path else f" (also as {before[file]})"
+            raise BadInput(
+                f"{path}: twice in {source}{also}; a file can be of one title only, so remove one"
+            )
+        before[file] = path
 
 
 def titles_of_folder(source):

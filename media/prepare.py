@@ -473,15 +473,11 @@ def destinations(titles, source, target):
     """Return {path: the Path of its prepared file}.
 
     A folder's titles are in the order of their names, so those of a list are numbered.
-    Raises BadInput for a file that is listed twice.
     """
     where = {}
     for n, (name, paths) in enumerate(titles):
         show = os.path.basename(name.split("\t")[0].rstrip("/"))
         for episode, path in enumerate(paths):
-            if path in where:
-                remedy = "a file can be of one title only, so remove one of them"
-                raise BadInput(f"{path}: listed twice in {source}; {remedy}")
             if os.path.isdir(source):
                 prepared = os.path.relpath(path, source)
             elif len(paths) == 1:

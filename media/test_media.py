@@ -765,11 +765,12 @@ def test_names_that_are_not_utf_8_and_names_that_look_like_addresses(tmp_path, m
 def test_links(tmp_path):
     """A link to a film or a show elsewhere is that film; one that leads in a circle is nothing."""
     elsewhere, root = tmp_path / "elsewhere", tmp_path / "films"
-    (elsewhere / "season").mkdir(parents=True)
     root.mkdir()
-    write_film(elsewhere / "season" / "e1.mp4", 4)
-    (root / "film.mp4").symlink_to(elsewhere / "season" / "e1.mp4")
-    (root / "linked").symlink_to(elsewhere)
+    for name in ("film.mp4", "whole/season/e1.mp4", "season/e1.mp4"):
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        write_film(elsewhere / name, 4)
+    (root / "film.mp4").symlink_to(elsewhere / "film.mp4")
+    (root / "linked").symlink_to(elsewhere / "whole")
     (root / "show").mkdir()
     (root / "show" / "s1").symlink_to(elsewhere / "season")
     (root / "show" / "again").symlink_to(root / "show")
@@ -1417,7 +1418,25 @@ def test_prepared_titles_of_a_list_keep_its_order_and_stay_apart(tmp_path):
     assert read_collection(source, Format()).counts == collection.counts
     source.write_text("Alf\nAlf/e1.mkv\n")
     error = refused("media", "prepare", source, tmp_path / "other", "--short-side", 40)
-    assert "e1.mkv: listed twice in " in error
+    assert f"Alf/e1.mkv: twice in {source}; a file can be of one title only" in error
+
+
+def test_a_film_is_in_a_collection_once(tmp_path):
+    """It could be trained on and held out, and would be a negative of itself."""
+    films, source = tmp_path / "films", tmp_path / "LIST.txt"
+    films.mkdir()
+    (films / "a.mkv").touch()
+    (films / "b.mkv").symlink_to("a.mkv")
+    with pytest.raises(BadInput) as refusal:
+        paths_of(films)
+    first, second = films / "a.mkv", films / "b.mkv"
+    assert str(refusal.value).startswith(f"{second}: twice in {films} (also as {first}); ")
+    for line in ("films/a.mkv\n", "http://x.com/a.mp4\n"):
+        source.write_text(line)
+        assert len(paths_of(source)) == 1
+        source.write_text(2 * line)
+        with pytest.raises(BadInput, match=f"a.mp?.*: twice in {source}; "):
+            paths_of(source)
 
 
 def squares(height, width):
