@@ -443,7 +443,10 @@ def main(args):
             tick = time.perf_counter()
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
             statistics = [buffer.clone() for buffer in model.buffers()]
-            loss, snippets, failures, waited = 0.0, 0, [], 0.0
+            loss = 0.0
+            snippets = 0
+            failures = []
+            waited = 0.0
             optimizer.zero_grad()
             for share in own:
                 save_before = partial(save, step, done, statistics)

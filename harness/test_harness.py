@@ -127,6 +127,31 @@ def test_any_name_of_a_file_can_be_printed():
 
 
 # --------------------------------------------------------------------------------------------
+# The documents
+# --------------------------------------------------------------------------------------------
+
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_to_a_file_and_to_one_of_its_headings(page):
+    text = page.read_text()
+    for target, heading in re.findall(r"\]\(([^()\s#]*)#?([^()\s]*)\)", text):
+        if "://" in target:
+            continue
+        path = (page.parent / target) if target else page
+        assert path.exists(), target
+        if heading:
+            assert heading in headings_of(path), (target, heading)
+
+
+def headings_of(path):
+    """What links call the headings of a page: in small letters, words joined by hyphens."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# --------------------------------------------------------------------------------------------
 # Files
 # --------------------------------------------------------------------------------------------
 

@@ -89,13 +89,15 @@ def print_papers(rows):
     if not labels:
         return
     print()
-    print("## Three papers under one budget: what they are good for")
+    print("## Three papers under one budget")
+    print()
+    print("### What they are good for")
     print()
     print(USES)
     print()
     print("\n".join(table_of_uses(labels, groups, downstream(rows, groups))))
     print()
-    print("## Three papers under one budget: what they take")
+    print("### What they take")
     print()
     print(TAKES)
     print()

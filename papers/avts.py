@@ -163,13 +163,14 @@ def hard_share_of(epochs, args):
 def loss_of_share(batch, hard_share, fronts, parallel, args, processes):
     """The loss of one share, a scalar on the device, with its graph."""
     device = processes.device
-    video = fronts[0](batch["video"].to(device, non_blocking=True))  # (B, 3, T, H, W)
-    audio = fronts[1](batch["waveform"].to(device, non_blocking=True))  # (B, 1, P, Q)
+    video_front, audio_front = fronts
+    video = video_front(batch["video"].to(device, non_blocking=True))  # (B, 3, T, H, W)
+    audio = audio_front(batch["waveform"].to(device, non_blocking=True))  # (B, 1, P, Q)
     with processes.autocast():
         z_v, z_a = parallel(video, audio)  # (B, d)
     title, begin = batch["title"].to(device), batch["begin"].to(device)
     kinds = kinds_of_negatives(title, begin, args.frames / args.fps)
-    hard = kinds["superhard" if args.superhard else "hard"]
+    hard = kinds["superhard"] if args.superhard else kinds["hard"]
     return margin_loss(distance(z_v, z_a), kinds["easy"], hard, hard_share, args.margin)
 
 
@@ -403,12 +404,16 @@ def main(args):
     networks = {"video": args.network, "audio": "audio_resnet18"}
     model = AudioVisualModel(args.width, networks=networks).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, fused=processes.on_gpu)
-    fronts = VideoFrontEnd().to(device), AudioFrontEnd(fmt).to(device)
+    video_front = VideoFrontEnd().to(device)
+    audio_front = AudioFrontEnd(fmt).to(device)
 
     # Begin, or resume after `start` steps, in which this much was done.
-    start, done, resumed = begin_or_resume(run, model, optimizer, fronts[1], train, args, processes)
+    start, done, resumed = begin_or_resume(
+        run, model, optimizer, audio_front, train, args, processes
+    )
     report_start(args, titles, train, held_out, sampler, processes, resumed, start)
-    front_end = front_end_state(fmt, *fronts)
+    front_end = front_end_state(fmt, video_front, audio_front)
+    fronts = (video_front, audio_front)
     measure = partial(measure_held_out, run, held_out, model, fronts, args, processes)
     save = partial(save_run, run, model, optimizer, front_end, sampler, train, args, draw_run)
     if not resumed:
@@ -432,7 +437,10 @@ def main(args):
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
             hard_share = hard_share_of(step / steps_per_epoch, args)
             statistics = [buffer.clone() for buffer in model.buffers()]
-            loss, snippets, failures, waited = 0.0, 0, [], 0.0
+            loss = 0.0
+            snippets = 0
+            failures = []
+            waited = 0.0
             optimizer.zero_grad()
             for share in own:
                 save_before = partial(save, step, done, statistics)

@@ -560,8 +560,9 @@ def loss_of_share(batch, batch_key, fronts, parallel, bank, args, processes):
     many it has right, then of how many; the share's z_v, z_a and titles, for the bank).
     """
     device = processes.device
-    video = fronts[0](batch["video"].to(device, non_blocking=True))  # (B, 3, T, H, W)
-    audio = fronts[1](batch["waveform"].to(device, non_blocking=True))  # (B, 1, P, Q)
+    video_front, audio_front = fronts
+    video = video_front(batch["video"].to(device, non_blocking=True))  # (B, 3, T, H, W)
+    audio = audio_front(batch["waveform"].to(device, non_blocking=True))  # (B, 1, P, Q)
     following = next_of_title(batch["title"], args.k)
     labels = labels_of(batch, following)
     title = batch["title"].to(device, non_blocking=True)
@@ -1031,7 +1032,9 @@ def main(args):
     run = Run(args.out, processes, {**vars(args), "processes": world_size}, MAY_CHANGE)
 
     # Data: at each place of the grid the longest clip fits.
-    fmt, speeds, heads = Format.of(args), parse_speeds(args.speeds), heads_of(args.tasks)
+    fmt = Format.of(args)
+    speeds = parse_speeds(args.speeds)
+    heads = heads_of(args.tasks)
     titles = open_titles(args, fmt, TOY, processes, TemporalTitles, TOY_WORLD, speeds=speeds)
     train, held_out = titles.split(args.held_out, args.seed)
     if args.title == "episode":
@@ -1047,12 +1050,16 @@ def main(args):
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=processes.on_gpu
     )
-    fronts = VideoFrontEnd().to(processes.device), AudioFrontEnd(fmt).to(processes.device)
+    video_front = VideoFrontEnd().to(processes.device)
+    audio_front = AudioFrontEnd(fmt).to(processes.device)
 
     # Begin, or resume after `start` steps, in which this much was done.
-    start, done, resumed = begin_or_resume(run, model, optimizer, fronts[1], train, args, processes)
+    start, done, resumed = begin_or_resume(
+        run, model, optimizer, audio_front, train, args, processes
+    )
     report_start(run, args, titles, train, held_out, sampler, processes, resumed, start)
-    front_end = front_end_state(fmt, *fronts)
+    front_end = front_end_state(fmt, video_front, audio_front)
+    fronts = (video_front, audio_front)
     measure = partial(measure_held_out, run, held_out, model, fronts, args, processes)
     save = partial(save_run, run, model, optimizer, front_end, sampler, train, args, draw_run)
     if not resumed:
@@ -1075,7 +1082,11 @@ def main(args):
             tick = time.perf_counter()
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
             statistics = [buffer.clone() for buffer in model.buffers()]
-            numbers, clips, snippets, failures, waited = 0.0, [], 0, [], 0.0
+            numbers = 0.0
+            clips = []
+            snippets = 0
+            failures = []
+            waited = 0.0
             optimizer.zero_grad()
             for share in own:
                 save_before = partial(save, step, done, statistics)
