@@ -382,9 +382,11 @@ def test_what_evaluating_refuses(run, toy, tmp_path, monkeypatch):
     assert "argument --task: esc10: svm has the tasks esc50, dcase2014," in refuse("esc10")
     sound = ["--data", toy / "sound"]
     assert "--clips 0: must be 1 or more" in refuse("toy-sound", *sound, "--clips", 0)
-    for seconds in ("0.05", "nan", "inf"):
+    message = refuse("toy-sound", *sound, "--seconds", 0.05)
+    assert "--seconds 0.05: must be 0.064 (an FFT window) or more" in message
+    for seconds in ("nan", "inf"):
         message = refuse("toy-sound", *sound, "--seconds", seconds)
-        assert f"--seconds {seconds}: must be 0.064 (an FFT window) or more" in message
+        assert f"--seconds {seconds}: must be a finite number" in message
     assert "--width 12: must be a multiple of 8" in refuse("toy-sound", *sound, "--width", 12)
     assert "nope.pt: not a checkpoint" in refuse("toy-sound", *sound, "--ckpt", "nope.pt")
     assert "the following arguments are required: command" in refused("lab.evaluate")
