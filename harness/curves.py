@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 POINTS = 40  # The curve of the loss has at most this many points, each the mean of some steps.
 PANEL = (13 / 3, 3.2)  # Width and height of a panel, in inches.
-ROW = 0.3  # Height of a label's row in a wide panel, in inches.
+ROW = 0.3  # Least height of a row in a wide panel, in inches.
 WIDEST = 60  # A line of a label has at most this many characters, where labels are crowded.
 COLOURS = 10  # Matplotlib's cycle has this many. The next ten labels have the next kind of line.
 LINES = ("-", "--", ":", "-.")
@@ -65,7 +65,7 @@ def draw(
     loss_unit="nats",
     chance=None,
     crowded=False,
-    row_height=ROW,
+    last_height=0,
     extra_panels=(),
 ):
     """Write a PNG with a panel for each measure and for the loss: mean and range over the seeds.
@@ -76,20 +76,18 @@ def draw(
     order         the labels of all pictures that belong together, so that each label has the same
                   colour and the same kind of line in all of them
     chance        {name of a measure: what guessing gives}, a dotted line in its panel
-    crowded       whether the labels are many or long: then the legend has a panel of its own, and
-                  the last panel is as wide as the picture, with room for a row for each label
-    row_height    of such a row, in inches
+    crowded       whether the labels are many or long: then the legend has a panel of its own
+    last_height   of the last panel, in inches, if it is to be as wide as the picture
     extra_panels  functions like last_panel; their panels come after those of the measures
     """
     panel_of = {**measures, "loss": (loss_title, loss_unit)}
     names = [name for name in panel_of if was_measured(name, groups)]
     count = len(names) + len(extra_panels)
-    wide_height = 0
-    if crowded or last_panel:
+    if crowded:
         count += 1
-    if crowded and last_panel:
-        wide_height = row_height * len(groups) + 4 * ROW
-    figure, panels = make_panels(count, wide_height)
+    if last_panel and not last_height:
+        count += 1
+    figure, panels = make_panels(count, last_height)
     order = [*order, *groups]
     for name, axes in zip(names, panels):
         marker = "." if name in measures else ""

@@ -48,11 +48,11 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.curves import (
+    LINES,
     ROW,
     draw,
     draw_curve,
     draw_legend,
-    in_lines,
     legend_below,
     look_of,
     make_panels,
@@ -91,7 +91,8 @@ SYNCHRONISED = {
 }
 UNTRAINED = "none"  # The label of a network that was not pretrained.
 MARKERS = "v*osD^<>pPXhd1234x+"  # One for each task.
-MARKER = 0.06  # Height of a marker, in inches.
+MARKER = 0.07  # Height of a marker, in inches.
+MARKERS_OF_LINES = dict(zip(LINES, "os^v"))  # What a kind of line is in a panel without lines.
 
 
 # --------------------------------------------------------------------------------------------------
@@ -787,13 +788,15 @@ def draw_sweep(path, groups, results, few_shots, all_labels, all_tasks):
             probes.append(partial(draw_few_shots, title=task, by_shots=by_shots, looks=looks))
     crowded = has_many_labels(groups) or len(compared) > FEW_TASKS
     last_panel = None
-    if compared:
+    last_height = 0
+    if compared and crowded:
+        last_panel = partial(draw_rows, results=compared, looks=looks)
+        last_height = len(compared) * max(ROW, MARKER * len(looks)) + 4 * ROW
+    elif compared:
         labels = list(groups)
         if has_untrained(compared):
             labels = [UNTRAINED, *labels]
-        last_panel = partial(
-            draw_downstream, results=compared, labels=labels, tasks=all_tasks, sideways=crowded
-        )
+        last_panel = partial(draw_columns, results=compared, labels=labels, tasks=all_tasks)
     if any(has_window(label) for label in groups):
         groups = {with_window(label): seeds for label, seeds in groups.items()}
         all_labels = [with_window(label) for label in all_labels]
@@ -801,7 +804,6 @@ def draw_sweep(path, groups, results, few_shots, all_labels, all_tasks):
     if len(papers) > 1:
         groups = without_loss(groups)
     loss_title, loss_unit = LOSSES.get(papers[0], (f"training loss of {papers[0]}", ""))
-    row_height = max(ROW, MARKER * len(compared))
     draw(
         path,
         groups,
@@ -812,7 +814,7 @@ def draw_sweep(path, groups, results, few_shots, all_labels, all_tasks):
         loss_unit=loss_unit,
         chance=CHANCE,
         crowded=crowded,
-        row_height=row_height,
+        last_height=last_height,
         extra_panels=probes,
     )
 
@@ -891,47 +893,63 @@ def with_window(label):
     return ", ".join([k, "w = $M_n$", *others])
 
 
-def draw_downstream(axes, results, labels, tasks, sideways):
-    """Fill a panel with mean and range of the accuracy: a column a label, a marker a task.
+def draw_columns(axes, results, labels, tasks):
+    """Fill a panel with mean and range of each accuracy: a column a label, a grey marker a task.
 
-    The tasks are grey, because colours stand for the labels.
-
-    sideways  whether a label has a row instead of a column
+    labels  of the columns, UNTRAINED among them
+    tasks   those of all pictures
     """
     for i, (task, seeds_of) in enumerate(results.items()):
         tested = [label for label in labels if label in seeds_of]
-        percent = {label: percents(seeds_of[label]) for label in tested}
-        means = np.array([percent[label].mean() for label in tested])
-        lowest = np.array([percent[label].min() for label in tested])
-        highest = np.array([percent[label].max() for label in tested])
+        # Each task is a little to the right of the one before it.
+        positions = [labels.index(label) + 0.08 * i for label in tested]
+        means, lengths = means_and_ranges([seeds_of[label] for label in tested])
         grey = f"{0.7 * i / len(results):.2f}"
         marker = MARKERS[tasks.index(task) % len(MARKERS)]
-        # Each task is a little to the right of the one before it, or a little below.
-        shift = 0.08 * i
-        if sideways:
-            shift = 0.6 * ((i + 0.5) / len(results) - 0.5)
-        positions = np.array([labels.index(label) for label in tested]) + shift
-        lengths = (means - lowest, highest - means)
-        style = {"ls": "", "label": task, "color": grey, "marker": marker}
-        if sideways:
-            axes.errorbar(means, positions, xerr=lengths, **style)
-            draw_line = axes.axvline
-        else:
-            axes.errorbar(positions, means, yerr=lengths, **style)
-            draw_line = axes.axhline
-        if UNTRAINED in percent:
-            draw_line(percent[UNTRAINED].mean(), ls=":", lw=0.8, color=grey)
+        axes.errorbar(positions, means, lengths, ls="", label=task, color=grey, marker=marker)
+        if UNTRAINED in seeds_of:
+            axes.axhline(percents(seeds_of[UNTRAINED]).mean(), ls=":", lw=0.8, color=grey)
     axes.set_title("downstream")
     if has_untrained(results):
         axes.set_title("downstream (none: without pretraining)")
-    if sideways:
-        axes.set(xlabel=unit_of(results), ylim=(len(labels) - 0.5, -0.5))
-        axes.set_yticks(range(len(labels)), map(in_lines, labels), fontsize=8)
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
-    else:
-        axes.set_ylabel(unit_of(results))
-        axes.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in labels])
-        legend_below(axes)
+    axes.set_ylabel(unit_of(results))
+    axes.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in labels])
+    legend_below(axes)
+
+
+def draw_rows(axes, results, looks):
+    """Fill a wide panel with mean and range of each accuracy: a row a task, a colour a label.
+
+    looks  {label: its colour and its kind of line}; a row has the labels in this order, from top
+           to bottom
+    """
+    for row, seeds_of in enumerate(results.values()):
+        tested = [label for label in looks if label in seeds_of]
+        means, lengths = means_and_ranges([seeds_of[label] for label in tested])
+        for i, label in enumerate(tested):
+            height = row + 0.8 * ((i + 0.5) / len(tested) - 0.5)
+            colour, line = looks[label]
+            marker = MARKERS_OF_LINES[line]
+            length = lengths[:, i : i + 1]
+            axes.errorbar(means[i], height, xerr=length, color=colour, marker=marker, ms=4)
+        if UNTRAINED in seeds_of:
+            mean = percents(seeds_of[UNTRAINED]).mean()
+            axes.vlines(mean, row - 0.4, row + 0.4, color="grey", ls=":")
+        axes.axhline(row + 0.5, lw=0.5, color="lightgrey")
+    axes.set_title("downstream")
+    if has_untrained(results):
+        axes.set_title("downstream (dotted: without pretraining)")
+    axes.set(xlabel=unit_of(results), ylim=(len(results) - 0.5, -0.5))
+    axes.set_yticks(range(len(results)), results, fontsize=8)
+
+
+def means_and_ranges(accuracies):
+    """The means of some {seed: accuracy}, (n,), and how far it is to the extremes, (2, n): in %."""
+    values = [percents(accuracy_of_seed) for accuracy_of_seed in accuracies]
+    means = np.array([of_one.mean() for of_one in values])
+    below = [of_one.mean() - of_one.min() for of_one in values]
+    above = [of_one.max() - of_one.mean() for of_one in values]
+    return means, np.array([below, above])
 
 
 def draw_few_shots(axes, title, by_shots, looks):

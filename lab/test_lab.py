@@ -1007,12 +1007,13 @@ def test_only_base_labels_are_in_the_sweeps_of_k_w_jitter_and_tau():
     assert sweeps(group(rows)["tv"])["k-w"] == with_windows
 
 
-def test_a_crowded_picture_has_a_row_for_each_label(tmp_path, figures):
+def test_a_crowded_picture_has_the_labels_of_a_task_in_their_colours(tmp_path, figures):
     """Its legend has a panel of its own. The shuffled baseline has no window."""
     flags = ["--sampling iid", "--k 1", "--k 4", "--k 4 --w 8", "--k 16", "--k 16 --w 32"]
     rows = [row_of_flags(f"tv {each}") for each in flags]
-    for row in list(rows):
-        row_downstream = downstream_row(row["run"], row["run"], "hmdb51", 0.5, "hmdb51")
+    for i, row in enumerate(list(rows)):
+        accuracy = 0.5 + 0.01 * i
+        row_downstream = downstream_row(row["run"], row["run"], "hmdb51", accuracy, "hmdb51")
         rows.append({**row_downstream, "seed": 0})
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     compare([tmp_path / "rows.json"], tmp_path)
@@ -1023,17 +1024,21 @@ def test_a_crowded_picture_has_a_row_for_each_label(tmp_path, figures):
     assert labels_in(both) == named
     *curves, legend, downstream = both.axes
     assert len(curves) == len(MEASURES) + 1 and not legend.has_data() and legend.get_legend()
-    assert [text.get_text() for text in downstream.get_yticklabels()] == labels
-    assert downstream.get_ylim() == (5.5, -0.5)
-    markers, *_ = downstream.containers[0]
-    assert markers.get_xdata().tolist() == 6 * [50] and markers.get_ydata().tolist() == [*range(6)]
-    assert both.get_figheight() > w.get_figheight() + 6 * 0.25
+    assert [text.get_text() for text in downstream.get_yticklabels()] == ["hmdb51"]
+    assert downstream.get_ylim() == (0.5, -0.5)
+    curves_of = {line.get_label(): line.get_color() for line in curves[0].get_lines()}
+    markers = [container[0] for container in downstream.containers]
+    found = [(round(marker.get_xdata().item(), 9), marker.get_color()) for marker in markers]
+    assert found == [(50 + i, curves_of[label]) for i, label in enumerate(named)]
+    heights = [marker.get_ydata().item() for marker in markers]
+    assert heights == sorted(heights) and -0.5 < heights[0] and heights[-1] < 0.5
+    assert both.get_figheight() > w.get_figheight() + 4 * 0.25
     assert [text.get_text() for text in k.axes[-1].get_xticklabels()] == [*labels[:3], labels[4]]
     assert len(w.axes) == len(MEASURES) + 2
 
 
 def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
-    """Then its few labels have rows, too, and the rows are higher."""
+    """Then each task has a row."""
     heights = []
     for count in (5, 7, 18):
         rows = [row_of_flags("tv --k 1"), row_of_flags("tv")]
@@ -1044,14 +1049,14 @@ def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
         (tmp_path / "rows.json").write_text(json.dumps(rows))
         compare([tmp_path / "rows.json"], tmp_path)
         heights.append(figures[-1].get_figheight())
-        markers = {container[0].get_marker() for container in figures[-1].axes[-1].containers}
-        assert len(markers) == count
-    _, low, high = heights
-    assert high - low == pytest.approx(2 * 11 * lab.compare.MARKER)
     few, *_, many = figures
-    labels = ["k = 1", "k = 16"]
-    assert [text.get_text() for text in few.axes[-1].get_xticklabels()] == labels
-    assert [text.get_text() for text in many.axes[-1].get_yticklabels()] == labels
+    markers = {container[0].get_marker() for container in few.axes[-1].containers}
+    assert len(markers) == 5
+    _, low, high = heights
+    assert high - low == pytest.approx(11 * lab.compare.ROW)
+    assert [text.get_text() for text in few.axes[-1].get_xticklabels()] == ["k = 1", "k = 16"]
+    tasks = sorted(f"task {i}" for i in range(18))
+    assert [text.get_text() for text in many.axes[-1].get_yticklabels()] == tasks
 
 
 def test_probes_of_few_labelled_files_have_a_panel(tmp_path, figures):
