@@ -17,7 +17,9 @@ POINTS = 40  # The curve of the loss has at most this many points, each the mean
 PANEL = (13 / 3, 3.2)  # Width and height of a panel, in inches.
 ROW = 0.3  # Least height of a row in a wide panel, in inches.
 WIDEST = 60  # A line of a label has at most this many characters, where labels are crowded.
-COLOURS = 10  # Matplotlib's cycle has this many. The next ten labels have the next kind of line.
+# Matplotlib's cycle but for its grey, which is for networks that were not pretrained. When all of
+# them are used, the next labels have the next kind of line.
+COLOURS = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9")
 LINES = ("-", "--", ":", "-.")
 
 
@@ -113,8 +115,8 @@ def draw(
 
 def look_of(label, order):
     """The colour and the kind of line of a label, by its place in the order of all labels."""
-    tens, colour = divmod(order.index(label), COLOURS)
-    return f"C{colour}", LINES[tens % len(LINES)]
+    times_used, place = divmod(order.index(label), len(COLOURS))
+    return COLOURS[place], LINES[times_used % len(LINES)]
 
 
 def make_panels(count, wide_height=0):

@@ -65,7 +65,7 @@ EVALUATED = {
     "synchronisation": "synchronisation of unseen, same title",
 }
 HALF_WAY = {f"{name} half-way": task for name, task in PROBED.items()}
-TAKE_OFF = "take-off"  # the share of the training after which a run began; 1 if it never did
+BEGINS = "begins"  # the share of the training after which a run began; 1 if it never did
 AVTS = ("sync_same", *PROBED)  # What AVTS learns, and what that is good for.
 AVTS_AND_OTHERS = ("synchronisation", *PROBED)
 TEMPORAL = ("action", "retrieval", "fingerprint")  # What it is tested on, beside fine-tuning.
@@ -85,8 +85,8 @@ there is a second verdict."""
 ABOUT_COMPARISONS = """\
 Below are the mean ± standard deviation of the differences, and the difference of each seed, in
 parentheses if one of its runs never began. Differences of divergences and of losses are in nats,
-and all others in percentage points: of accuracy, of P(sᵢᵢ > sᵢⱼ), of the steps until a run takes
-off."""
+and all others in percentage points: of accuracy, of P(sᵢᵢ > sᵢⱼ), of the steps until a run
+begins."""
 MEANS = """\
 Mean ± standard deviation over the seeds, of each world. Divergences are in nats, and of held-out
 titles; P(sᵢᵢ > sᵢⱼ) is a share of the pairs, and all accuracies are in %. `loss` is the mean of the
@@ -209,11 +209,11 @@ def several_snippets_beat_shuffled_ones():
 
 
 def several_snippets_learn_sooner():
-    """Not in the paper: half-way k = 16 is ahead of k = 1, and it takes off earlier."""
+    """Not in the paper: half-way k = 16 is ahead of k = 1, and begins earlier."""
     comparisons = []
     for world in WORLDS:
         comparisons += ascending(world, HALF_WAY, "k = 1", "k = 16")
-        comparisons += ascending(world, [TAKE_OFF], "k = 16", "k = 1")
+        comparisons += ascending(world, [BEGINS], "k = 16", "k = 1")
     return comparisons
 
 
@@ -341,7 +341,7 @@ def caption_of(name):
 def figures_of(rows):
     """Return {Figure: {seed: value}} of rows, as `lab.compare` reads them.
 
-    A name is "loss", one of loss.MEASURES, TAKE_OFF, or an accuracy from 0 to 1: one of PROBED,
+    A name is "loss", one of loss.MEASURES, BEGINS, or an accuracy from 0 to 1: one of PROBED,
     TUNED, EVALUATED and HALF_WAY.
     """
     pretrained = [row for row in rows if "final" in row]
@@ -372,11 +372,11 @@ def figures_of_run(row):
     if "gap" in figures:
         figures["gap"] = abs(figures["gap"])
     if "kl_same_match" in row.get("curves", {}):
-        figures[TAKE_OFF] = take_off(*row["curves"]["kl_same_match"])
+        figures[BEGINS] = share_until_it_begins(*row["curves"]["kl_same_match"])
     return figures
 
 
-def take_off(steps, divergences):
+def share_until_it_begins(steps, divergences):
     """Return the share of the training after which KL(S⁻‖S⁺) first reached BEGAN, or 1.
 
     Between two measurements it is taken to be linear.

@@ -23,14 +23,14 @@ WORLD = "time"
 LABELS = ("i.i.d.", "k = 1", "k = 16", "AVTS", "Temporal")
 
 USES = """\
-Linear probes of actions and of sounds have 1, 5 and all labelled clips of each class. `sync` is how
-often a video is closer to its own sound than to another's, or a sound to its own video.
-Fingerprints are distorted clips that find their own by its sight, by its sound, or by both, in the
-mean of the distortions, of which most spare either the sight or the sound. All of this is in %:
-chance is 10 for probes and for retrieval, and 50 for `sync`. Fingerprints and `sync` are of films
-that no network was trained on. Probes and retrieval show 8 frames at 5 fps to each network, also to
-Temporal, which was trained on 16 at 10 fps; they sound as each was trained to hear, which for
-Temporal is at half of the rate. `none` is an untrained network."""
+Linear probes of actions and of sounds have 1, 5 and all labelled clips of each class.
+Synchronisation is how often a video is closer to its own sound than to another's, or a sound to its
+own video. With fingerprints a distorted clip searches for its original by sight, by sound, or by
+both, and the mean is over the distortions, most of which change only one of them. All of this is in
+%: chance is 10 for probes and for retrieval, and 50 for synchronisation. Synchronisation and
+fingerprints are of films that no network was trained on. Probes and retrieval show 8 frames at 5
+fps to each network, also to Temporal, which was trained on 16 at 10 fps; each hears them as it was
+trained to, which for Temporal is at half of the rate. `none` is an untrained network."""
 TAKES = """\
 A run had a core to itself; its seconds of training depend much on what ran beside it."""
 # {what a column is called: the task whose accuracy it has}
@@ -41,8 +41,8 @@ ACCURACIES = {
     "sound, 1": "toy-sound, probe, 1 shot, split all",
     "sound, 5": "toy-sound, probe, 5 shots, split all",
     "sound, all": "toy-sound, probe, split all",
-    "sync, same title": "synchronisation of unseen, same title",
-    "sync, other titles": "synchronisation of unseen, other titles",
+    "synchronisation, same title": "synchronisation of unseen, same title",
+    "other titles": "synchronisation of unseen, other titles",
     "retrieval, R@1": "toy-action, R@1, split all",
     "fingerprint by sight": "fingerprint of unseen, R@1 mean, sight",
     "by sound": "fingerprint of unseen, R@1 mean, sound",

@@ -29,8 +29,8 @@ from lab.findings import (
     mean_in_words,
     never_began,
     of_one_processor,
+    share_until_it_begins,
     short,
-    take_off,
     verdict,
 )
 from loss import MEASURES
@@ -87,7 +87,7 @@ TEMPORAL_RUNS = {
 SIBLINGS = {"AVTS": AVTS_RUNS, "Temporal": TEMPORAL_RUNS}
 TRAINED_ON_TIME = ["k1", "k16", "iid", *AVTS_RUNS, *TEMPORAL_RUNS]
 UNTRAINED_ACCURACY = 0.1
-BEGINS = {"k1": 0.75}  # the share of the training after which a run takes off; others: 0.25
+BEGINS = {"k1": 0.75}  # the share of the training after which a run begins; others: 0.25
 TURNED = {"discrepancy": 1.5, "loss": 7.0, "accuracy": 1.0, "sync_same": 1.5, "begins": 1.0}
 
 
@@ -338,10 +338,12 @@ def test_a_run_is_late_that_takes_off_late():
     assert not_held(rows) == [11]
 
 
-def test_take_off_is_the_share_of_the_training_until_the_divergence_is_reached():
-    assert take_off([0, 100, 200, 400], [0.0, 0.05, 0.15, 2]) == pytest.approx(150 / 400)
-    assert take_off([0, 400], [0.0, 0.09]) == 1
-    assert take_off([0, 400], [0.2, 0.3]) == 0
+def test_a_run_begins_after_the_share_of_the_training_until_the_divergence_is_reached():
+    assert share_until_it_begins([0, 100, 200, 400], [0.0, 0.05, 0.15, 2]) == pytest.approx(
+        150 / 400
+    )
+    assert share_until_it_begins([0, 400], [0.0, 0.09]) == 1
+    assert share_until_it_begins([0, 400], [0.2, 0.3]) == 0
 
 
 def test_the_size_of_a_discrepancy_counts_and_not_its_sign():
@@ -393,7 +395,7 @@ def test_differences_have_a_mean_a_spread_and_a_unit():
     margins = {11: 0.1, 12: 0.3, 13: -0.1}
     assert mean_in_words(margins, "gap") == mean_in_words(margins, "loss") == "+0.100 ± 0.200"
     assert mean_in_words(margins, "action") == mean_in_words(margins, "sync_same") == "+10.0 ± 20.0"
-    assert mean_in_words({11: -0.25}, "take-off") == "-25.0"
+    assert mean_in_words({11: -0.25}, "begins") == "-25.0"
     assert mean_in_words({}, "action") == "no seed has both"
 
 
