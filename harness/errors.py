@@ -48,6 +48,11 @@ def printable(text):
     return str(text).encode(errors="backslashreplace").decode()
 
 
+def drawable(text):
+    """The text as a picture can show it: to matplotlib, what is between two $ is mathematics."""
+    return printable(text).replace("$", r"\$")
+
+
 @contextlib.contextmanager
 def one_line_errors(script, interrupted, fixable=(BadInput, OSError), hints=None):
     """End `script` in one line, with exit status 2, if one of the `fixable` exceptions is raised.

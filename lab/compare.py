@@ -727,7 +727,9 @@ def compare(paths, out):
     groups_of = group(pretrained)
     tests_in = {name: final_tests(rows, groups) for name, groups in groups_of.items()}
     results_in = {name: results_of(tests) for name, tests in tests_in.items()}
+    # Those without further arguments come first, since they are in most pictures.
     all_labels = distinct(label for groups in groups_of.values() for label in groups)
+    all_labels.sort(key=lambda label: ", " in label)
     all_tasks = distinct(task for results in results_in.values() for task in results)
     for collection, groups in groups_of.items():
         results = results_in[collection]

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from data import Titles, stack_frames
-from harness.errors import BadInput
+from harness.errors import BadInput, drawable
 from harness.flags import check_rules
 from lab.checkpoint import (
     add_checkpoint_flags,
@@ -336,7 +336,7 @@ def lines_of(recalls, K):
 def draw_recalls(recalls, title, path):
     """Write a PNG: a heat map for each K, with distortions by extractor and modality."""
     figure = Figure(figsize=(14, 7.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(drawable(title))
     panels = figure.subplots(1, len(KS))
     for axes, K in zip(panels, KS):
         table = table_of(recalls, K)

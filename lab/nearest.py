@@ -6,13 +6,19 @@ Q queries; N entries of the gallery; D features.
 import torch
 import torch.nn.functional as F
 
+from harness.errors import BadInput
+
 
 def cosine_similarity(queries, gallery):
     """Features (Q, D), (N, D) -> (Q, N), from -1 to 1; a vector of zeros is similar to none.
 
     The order of a sum decides its last bits, and must not decide a tie. So the sums have fp64, and
-    are rounded to seven decimals.
+    are rounded to seven decimals. Raises BadInput for features that are not finite, since nothing
+    could be ranked before them.
     """
+    for features in (queries, gallery):
+        if not features.isfinite().all():
+            raise BadInput("the features are not finite; name another --ckpt")
     queries = F.normalize(queries.double(), dim=1)
     gallery = F.normalize(gallery.double(), dim=1)
     return (queries @ gallery.T).round(decimals=7)

@@ -26,7 +26,7 @@ import torch
 from matplotlib.figure import Figure
 
 from data import AudioFrontEnd, Titles, log_mel_on_one_thread
-from harness.errors import BadInput, make_parser, one_line_errors, printable
+from harness.errors import BadInput, drawable, make_parser, one_line_errors, printable
 from harness.files import in_own_process
 from media.collection import probe
 from media.format import TOLERANCE, Format
@@ -52,7 +52,7 @@ def show_snippet(path, at, fmt, out, language=None):
     frame_panel, sound_panel = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
     end = at + fmt.seconds
     frame_panel.imshow(strip, extent=(at, end, 0, 1), aspect="auto")
-    name = printable(os.path.basename(path))
+    name = drawable(os.path.basename(path))
     title = f"{name}: {fmt.frames} frames of {fmt.crop} x {fmt.crop} pixels"
     frame_panel.set(yticks=[], title=title)
     extent = (at, end, 0, fmt.mels)
@@ -126,7 +126,7 @@ def draw_scenes(scenes, novelty, pictures, seconds, name):
     novelty_panel.plot(np.arange(len(novelty)) * seconds / 60, novelty, lw=0.8)
     novelty_panel.vlines(boundaries, 0, novelty.max(initial=NOVEL), color="red", lw=0.8)
     novelty_panel.axhline(NOVEL, ls=":", color="gray")
-    title = f"{printable(name)}: {len(scenes)} scenes"
+    title = f"{drawable(name)}: {len(scenes)} scenes"
     novelty_panel.set(title=title, xlabel="minutes", ylabel="novelty")
 
     scene_panel.imshow(sheet)

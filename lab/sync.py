@@ -213,7 +213,11 @@ def finish_sync(args, titles, truth, tau, batches):
         if None in places:
             lines.append(f"{places.count(None)} of {len(places)} snippets lie in two shots")
     pairs = {name: of_kind for name, of_kind in pairs.items() if of_kind.any()}
-    found = {f"sync_{name}": x for name, x in share_of_wins(z_v, z_a, pairs, tau).items()}
+    try:
+        shares = share_of_wins(z_v, z_a, pairs, tau)
+    except ValueError as error:
+        raise BadInput(f"{error}; name another --ckpt") from error
+    found = {f"sync_{name}": share for name, share in shares.items()}
     counts = {f"sync_{name}": of_kind.sum().item() for name, of_kind in pairs.items()}
     for name, words in WORDS.items():
         if name in found:

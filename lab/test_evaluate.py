@@ -10,9 +10,11 @@ import torch
 import lab.evaluate as evaluate
 from data import ESC50, AudioFrontEnd
 from finetune import Source, make_set
+from harness.errors import BadInput
 from harness.fixtures import refused, run_script
 from lab.compare import read_run
 from lab.evaluate import GRID, TASKS, parse_args
+from lab.nearest import cosine_similarity
 from media.format import Format
 from media.toy import write_wave
 from models import NETWORKS, AudioResNet18, MixedConv18
@@ -436,6 +438,15 @@ def test_recall_is_that_of_a_double_loop_in_which_ties_count_against_it(values):
             hits += any(same for _, same in sorted(neighbours)[:K])
         assert found["recall"][K] == pytest.approx(hits / len(test))
     assert found["recall"][1] < found["recall"][5] < found["recall"][50] == 10 / 12
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(value):
+    """Else no other would be more similar, and every recall 100 %."""
+    finite, damaged = torch.ones(2, 4), torch.full((2, 4), value)
+    for queries, gallery in ((finite, damaged), (damaged, finite)):
+        with pytest.raises(BadInput, match="the features are not finite; name another --ckpt"):
+            cosine_similarity(queries, gallery)
 
 
 def test_recall_of_chance_is_that_of_every_order_of_the_gallery():
