@@ -31,18 +31,20 @@ def atomic_write(path, write, mark="tmp", keep=None):
         temporary.unlink(missing_ok=True)
 
 
-def lock_folder(folder):
+def lock_folder(folder, name=".lock"):
     """Make a run's folder and lock it for as long as this process lives.
+
+    name  of the file that is locked: runs with different ones may share the folder
 
     Raises BadInput if another process has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    LOCKS.append(open(folder / ".lock", "w"))
+    LOCKS.append(open(folder / name, "w"))
     try:
         fcntl.lockf(LOCKS[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         remedy = "wait for it to end, or name another folder"
-        raise BadInput(f"--out {folder}: another run is using this folder; {remedy}") from error
+        raise BadInput(f"{folder}: another run is using this folder; {remedy}") from error
     except OSError:
         pass  # This file system has no locks.
 

@@ -185,6 +185,8 @@ def titles_of_list(source):
     # A path need not be valid UTF-8, and "surrogateescape" gives its bytes back to the system.
     with open(source, encoding="utf-8-sig", errors="surrogateescape") as file:
         lines = file.read().split("\n")
+    if any("\0" in line for line in lines):
+        raise BadInput(f"{source}: is not a list in UTF-8; save it as UTF-8, not as UTF-16")
     for line in lines:
         if not line.strip():
             continue
@@ -205,7 +207,8 @@ def media_files(path, listed=False):
     """
     if os.path.isdir(path):
         return files_below(path)
-    if listed or has_media_extension(path):
+    # A link to nothing may be one to a show on a disc that is not there.
+    if listed or has_media_extension(path) or not os.path.exists(path):
         return [path]
     return []
 
@@ -213,11 +216,13 @@ def media_files(path, listed=False):
 def files_below(folder):
     """Return the media files below a folder, in name order.
 
-    Links are followed, but no folder is listed twice.
+    Links are followed, but no folder is listed twice. A folder that cannot be read stands for what
+    is in it, so that `probe` says why.
     """
     files = []
     seen = set()
-    for path, subfolders, names in os.walk(folder, followlinks=True):
+    walk = os.walk(folder, followlinks=True, onerror=lambda error: files.append(error.filename))
+    for path, subfolders, names in walk:
         real_path = os.path.realpath(path)
         if real_path in seen:
             # A link leads in a circle, or to a folder that we have listed already.
@@ -226,8 +231,11 @@ def files_below(folder):
         seen.add(real_path)
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and has_media_extension(name):
-                files.append(os.path.join(path, name))
+            file = os.path.join(path, name)
+            if name.startswith("."):
+                continue
+            if has_media_extension(name) or not os.path.exists(file):
+                files.append(file)
     return sorted(files, key=lambda file: file.split(os.sep))
 
 
@@ -268,6 +276,8 @@ def probe(path, language=None, require_language=False):
     """
     video = audio = ""
     try:
+        if os.path.isdir(path):
+            os.listdir(path)  # raises what keeps it from being read
         if os.path.exists(path) and not os.path.isfile(path):
             return FileInfo(0, 0, "not a file", video, audio)
         with contextlib.closing(Reader(path, language)) as reader:

@@ -24,7 +24,7 @@ from av.video.frame import PictureType
 from tqdm import tqdm
 
 from harness.errors import BadInput, printable
-from harness.files import atomic_write, in_own_process
+from harness.files import atomic_write, in_own_process, lock_folder
 from media.collection import index_files, list_titles
 from media.format import Format
 from media.reader import LEAD, MARK, Reader, read_film
@@ -129,9 +129,25 @@ def write_media(path, pieces, fmt, picture, sound, gop=None):
                 if (number + lead) % gop == 0:
                     frame.pict_type = PictureType.I
                 out.mux(video.encode(frame))
-            audio.write(waveform)
+            end = round((m + 1) * fmt.frames * fmt.rate / frame_rate_of(fmt))
+            audio.write(of_length(waveform, end - audio.written))
         out.mux(video.encode())
         audio.finish()
+
+
+def frame_rate_of(fmt):
+    """The frame rate of a file that is written, in 1/s: 29.97 is 30000/1001."""
+    return Fraction(fmt.fps).limit_denominator(1001)
+
+
+def of_length(waveform, samples):
+    """Cut a waveform, or repeat its last sample.
+
+    At 29.97 frames a second a snippet has no whole number of samples, and the sound would run away
+    from the picture by 50 ms an hour.
+    """
+    missing = max(0, samples - len(waveform))
+    return np.pad(waveform[:samples], (0, missing), mode="edge")
 
 
 def add_video(out, fmt, codec, options):
@@ -144,8 +160,7 @@ def add_video(out, fmt, codec, options):
         "threads": "1",
         "flags": "+bitexact",
     }
-    frame_rate = Fraction(fmt.fps).limit_denominator(1001)
-    video = out.add_stream(codec, rate=frame_rate, options=every_video | options)
+    video = out.add_stream(codec, rate=frame_rate_of(fmt), options=every_video | options)
     video.pix_fmt = "yuv420p"
     return video
 
@@ -448,11 +463,13 @@ def prepare(
     where = destinations(titles, source, target)
     all_paths = [path for _, paths in titles for path in paths]
     index = index_files(all_paths, source, language, quiet=False, require_language=require_language)
+    machine, machines = shard
+    # A second one would remove the files that the first has begun to write.
+    lock_folder(target, f".lock-{machine}-of-{machines}")
     write_note(target, note)
 
     empty = [(name, "no media files in it") for name, paths in titles if not paths]
     summary = Summary(titles=len(titles), skipped=empty)
-    machine, machines = shard
     jobs = []
     for path in all_paths[machine - 1 :: machines]:
         info = index[path]

@@ -9,6 +9,7 @@ times at which they should come.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -781,6 +782,33 @@ def test_links(tmp_path):
     assert collection.counts == [2, 2, 2]
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    """Else a show would be missing, and nobody would know."""
+    write_film(tmp_path / "film.mp4", 4)
+    (tmp_path / "show" / "season").mkdir(parents=True)
+    (tmp_path / "away").symlink_to(tmp_path / "unmounted")
+    for name in ("scandir", "listdir"):
+        read = getattr(os, name)
+
+        def refuse(path, read=read):
+            if str(path).endswith("season"):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            return read(path)
+
+        monkeypatch.setattr(os, name, refuse)
+    collection = read_collection(tmp_path, TINY)
+    assert collection.names == ["film.mp4"]
+    reasons = reasons_of(collection)
+    assert "No such file" in reasons["away"] and "Permission denied" in reasons["season"]
+
+
+def test_a_list_that_is_not_in_utf8_is_refused(tmp_path):
+    source = tmp_path / "LIST.txt"
+    source.write_text("films/a.mkv\n", encoding="utf-16")
+    with pytest.raises(BadInput, match="LIST.txt: is not a list in UTF-8; save it as UTF-8"):
+        paths_of(source)
+
+
 def test_a_file_that_cannot_be_read_is_skipped(tmp_path):
     """A broken disc answers like a process's memory at address 0. Root may read a locked file."""
     write_film(tmp_path / "good.mp4", 4)
@@ -1437,6 +1465,43 @@ def test_a_film_is_in_a_collection_once(tmp_path):
         source.write_text(2 * line)
         with pytest.raises(BadInput, match=f"a.mp?.*: twice in {source}; "):
             paths_of(source)
+
+
+PREPARE = """
+import sys
+from media import prepare
+prepare.transcode = lambda *_: (print("begun", flush=True), input())
+prepare.prepare(*sys.argv[1:], prepare.Format())
+"""
+
+
+def test_a_folder_is_prepared_by_one_process_at_a_time(tmp_path):
+    raw, ready = tmp_path / "raw", tmp_path / "ready"
+    raw.mkdir()
+    write_film(raw / "film.mkv", 4)
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [sys.executable, "-c", PREPARE, raw, ready]
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as other:
+        assert b"begun" in other.stdout.readline()
+        assert "another run is using this folder" in refused("media", "prepare", raw, ready)
+        other.communicate(b"\n")
+
+
+@pytest.mark.parametrize("fps", [5, 29.97])
+def test_the_sound_of_a_prepared_file_keeps_pace_with_its_picture(tmp_path, fps):
+    """At 29.97 frames a second 16 frames are 25,625.6 samples."""
+    fmt = Format(fps=fps, short_side=8, crop=8)
+    images = np.zeros((fmt.frames, 8, 8, 3), np.uint8)
+    pieces = [(images, np.zeros(fmt.samples, np.float32))] * 300
+    film = tmp_path / "film.mp4"
+    write_media(film, pieces, fmt, PREPARED["picture"], ("flac", {}))
+    with av.open(str(film)) as file:
+        spans = {"video": 0.0, "audio": 0.0}
+        for packet in file.demux():
+            if packet.pts is not None:
+                end = float((packet.pts + packet.duration) * packet.time_base)
+                spans[packet.stream.type] = max(spans[packet.stream.type], end)
+    assert spans["audio"] == pytest.approx(spans["video"], abs=1e-4)
 
 
 def squares(height, width):
