@@ -53,7 +53,6 @@ from harness.curves import (
     draw,
     draw_curve,
     draw_legend,
-    legend_below,
     look_of,
     make_panels,
     was_measured,
@@ -75,9 +74,8 @@ NOT_COMPARED |= {"processes", "compile", "save_minutes", "save_every", "keep"}
 BEFORE = {"sampling": "hierarchical", "title": "show", "precision": "bf16"}
 # {paper: the title and the unit of its loss in a picture}.
 LOSSES = {MAIN: ("training loss (Equation 1)", "nats")}
-# A picture is crowded if it has more labels or tasks than these, or a label of more characters.
+# A picture is crowded if it has more labels than these, or a label of more characters.
 FEW_LABELS = 5
-FEW_TASKS = 5
 SHORT_LABEL = len("k = 16, w = scene")
 BY_MACHINE = {"versions", "training_seconds"}  # What a run made again need not repeat.
 RETRIEVED = ("1", "5")  # Those K of R@K that are compared.
@@ -90,9 +88,8 @@ SYNCHRONISED = {
     "sync_other": "other titles",
 }
 UNTRAINED = "none"  # The label of a network that was not pretrained.
-MARKERS = "v*osD^<>pPXhd1234x+"  # One for each task.
 MARKER = 0.07  # Height of a marker, in inches.
-MARKERS_OF_LINES = dict(zip(LINES, "os^v"))  # What a kind of line is in a panel without lines.
+MARKER_OF_LINE = dict(zip(LINES, "os^v"))  # What a kind of line is in a panel without lines.
 
 
 # --------------------------------------------------------------------------------------------------
@@ -730,14 +727,13 @@ def compare(paths, out):
     # Those without further arguments come first, since they are in most pictures.
     all_labels = distinct(label for groups in groups_of.values() for label in groups)
     all_labels.sort(key=lambda label: ", " in label)
-    all_tasks = distinct(task for results in results_in.values() for task in results)
     for collection, groups in groups_of.items():
         results = results_in[collection]
         for sweep, labels in sweeps(groups).items():
             picture = out / f"{collection}-{sweep}.png"
             swept = {label: groups[label] for label in labels}
             few_shots = few_shot_tasks(tests_in[collection])
-            draw_sweep(picture, swept, results, few_shots, all_labels, all_tasks)
+            draw_sweep(picture, swept, results, few_shots, all_labels)
             print(picture)
         curves = learning_curves(rows, groups)
         if curves:
@@ -770,11 +766,11 @@ def few_shot_tasks(tests):
     return tasks
 
 
-def draw_sweep(path, groups, results, few_shots, all_labels, all_tasks):
+def draw_sweep(path, groups, results, few_shots, all_labels):
     """Draw the curves of a sweep, and what it gives downstream.
 
-    few_shots              as `few_shot_tasks` returns them: each has a panel of its own
-    all_labels, all_tasks  those of all pictures, so that each looks the same in all of them
+    few_shots   as `few_shot_tasks` returns them: each has a panel of its own
+    all_labels  those of all pictures, so that each looks the same in all of them
     """
     compared = {}
     for task, seeds_of in results.items():
@@ -788,17 +784,11 @@ def draw_sweep(path, groups, results, few_shots, all_labels, all_tasks):
             for shots in by_shots:
                 del compared[names[shots]]
             probes.append(partial(draw_few_shots, title=task, by_shots=by_shots, looks=looks))
-    crowded = has_many_labels(groups) or len(compared) > FEW_TASKS
     last_panel = None
     last_height = 0
-    if compared and crowded:
+    if compared:
         last_panel = partial(draw_rows, results=compared, looks=looks)
         last_height = len(compared) * max(ROW, MARKER * len(looks)) + 4 * ROW
-    elif compared:
-        labels = list(groups)
-        if has_untrained(compared):
-            labels = [UNTRAINED, *labels]
-        last_panel = partial(draw_columns, results=compared, labels=labels, tasks=all_tasks)
     if any(has_window(label) for label in groups):
         groups = {with_window(label): seeds for label, seeds in groups.items()}
         all_labels = [with_window(label) for label in all_labels]
@@ -815,7 +805,7 @@ def draw_sweep(path, groups, results, few_shots, all_labels, all_tasks):
         loss_title=loss_title,
         loss_unit=loss_unit,
         chance=CHANCE,
-        crowded=crowded,
+        crowded=has_many_labels(groups),
         last_height=last_height,
         extra_panels=probes,
     )
@@ -857,6 +847,7 @@ def draw_learning(path, curves, groups, all_labels):
                 seeds = [(snippets, values) for values in percents]
                 draw_curve(axes, seeds, None, colour, "." + line)
         axes.set(title=task, xlabel="snippets seen", ylabel=unit_of([task]))
+        axes.locator_params(axis="x", nbins=5)  # Numbers of five digits would run together.
     if crowded:
         draw_legend(panels[-1], panels[0])
     else:
@@ -895,30 +886,6 @@ def with_window(label):
     return ", ".join([k, "w = $M_n$", *others])
 
 
-def draw_columns(axes, results, labels, tasks):
-    """Fill a panel with mean and range of each accuracy: a column a label, a grey marker a task.
-
-    labels  of the columns, UNTRAINED among them
-    tasks   those of all pictures
-    """
-    for i, (task, seeds_of) in enumerate(results.items()):
-        tested = [label for label in labels if label in seeds_of]
-        # Each task is a little to the right of the one before it.
-        positions = [labels.index(label) + 0.08 * i for label in tested]
-        means, lengths = means_and_ranges([seeds_of[label] for label in tested])
-        grey = f"{0.7 * i / len(results):.2f}"
-        marker = MARKERS[tasks.index(task) % len(MARKERS)]
-        axes.errorbar(positions, means, lengths, ls="", label=task, color=grey, marker=marker)
-        if UNTRAINED in seeds_of:
-            axes.axhline(percents(seeds_of[UNTRAINED]).mean(), ls=":", lw=0.8, color=grey)
-    axes.set_title("downstream")
-    if has_untrained(results):
-        axes.set_title("downstream (none: without pretraining)")
-    axes.set_ylabel(unit_of(results))
-    axes.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in labels])
-    legend_below(axes)
-
-
 def draw_rows(axes, results, looks):
     """Fill a wide panel with mean and range of each accuracy: a row a task, a colour a label.
 
@@ -931,7 +898,7 @@ def draw_rows(axes, results, looks):
         for i, label in enumerate(tested):
             height = row + 0.8 * ((i + 0.5) / len(tested) - 0.5)
             colour, line = looks[label]
-            marker = MARKERS_OF_LINES[line]
+            marker = MARKER_OF_LINE[line]
             length = lengths[:, i : i + 1]
             axes.errorbar(means[i], height, xerr=length, color=colour, marker=marker, ms=4)
         if UNTRAINED in seeds_of:

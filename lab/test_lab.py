@@ -1034,15 +1034,15 @@ def test_a_crowded_picture_has_the_labels_of_a_task_in_their_colours(tmp_path, f
     assert found == [(50 + i, curves_of[label]) for i, label in enumerate(named)]
     heights = [marker.get_ydata().item() for marker in markers]
     assert heights == sorted(heights) and -0.5 < heights[0] and heights[-1] < 0.5
-    assert both.get_figheight() > w.get_figheight() + 4 * 0.25
-    assert [text.get_text() for text in k.axes[-1].get_xticklabels()] == [*labels[:3], labels[4]]
+    assert both.get_figheight() > w.get_figheight()  # It has more labels.
+    assert labels_in(k) == [*labels[:3], labels[4]]
     assert len(w.axes) == len(MEASURES) + 2
 
 
 def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
-    """Then each task has a row."""
+    """Each has a row."""
     heights = []
-    for count in (5, 7, 18):
+    for count in (1, 18):
         rows = [row_of_flags("tv --k 1"), row_of_flags("tv")]
         for row in list(rows):
             for i in range(count):
@@ -1051,14 +1051,10 @@ def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
         (tmp_path / "rows.json").write_text(json.dumps(rows))
         compare([tmp_path / "rows.json"], tmp_path)
         heights.append(figures[-1].get_figheight())
-    few, *_, many = figures
-    markers = {container[0].get_marker() for container in few.axes[-1].containers}
-    assert len(markers) == 5
-    _, low, high = heights
-    assert high - low == pytest.approx(11 * lab.compare.ROW)
-    assert [text.get_text() for text in few.axes[-1].get_xticklabels()] == ["k = 1", "k = 16"]
+    low, high = heights
+    assert high - low == pytest.approx(17 * lab.compare.ROW)
     tasks = sorted(f"task {i}" for i in range(18))
-    assert [text.get_text() for text in many.axes[-1].get_yticklabels()] == tasks
+    assert [text.get_text() for text in figures[-1].axes[-1].get_yticklabels()] == tasks
 
 
 def test_probes_of_few_labelled_files_have_a_panel(tmp_path, figures):
@@ -1089,8 +1085,8 @@ def test_probes_of_few_labelled_files_have_a_panel(tmp_path, figures):
     assert (shade.min(), shade.max()) == (40, 90)
     [legend] = panel.get_legend().get_texts()
     assert legend.get_text() == "without pretraining"
-    # The others stay together: a marker each.
-    assert [container.get_label() for container in downstream.containers] == ["hmdb51"]
+    # The others stay together: a row each.
+    assert [text.get_text() for text in downstream.get_yticklabels()] == ["hmdb51"]
 
 
 def test_the_window_of_a_label_is_named_after_k():
@@ -1329,7 +1325,7 @@ def test_evaluations_are_drawn_in_percent(tmp_path, figures):
         used = [0, 1, *tests]
         (tmp_path / "rows.json").write_text(json.dumps([rows[i] for i in used]))
         compare([tmp_path / "rows.json"], tmp_path)
-        assert figures[-1].axes[-1].get_ylabel() == unit
+        assert figures[-1].axes[-1].get_xlabel() == unit
 
 
 # --------------------------------------------------------------------------------------------------
