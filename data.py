@@ -395,21 +395,14 @@ def next_batch(batches, save):
     failures  for each snippet of the batch that was replaced, the reasons
 
     `save` is called first if the batch cannot be read. It saves on rank 0 only, so a failure on
-    another rank costs the time since the last checkpoint. Raises BadInput where a reading process
-    has died, and for what else it refuses.
+    another rank costs the time since the last checkpoint.
     """
     tick = time.perf_counter()
     try:
         batch = next(batches)
-    except BadInput:
+    except (BadInput, RuntimeError):  # A RuntimeError is raised where a worker has died.
         save()
         raise
-    except RuntimeError as error:
-        save()
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        remedy = "the same command resumes, with more memory (shared, too) or fewer --workers"
-        raise BadInput(f"a reading process died ({error}); {remedy}") from error
     failures = [lines for lines in batch["failures"] if lines]
     return batch, failures, time.perf_counter() - tick
 

@@ -57,6 +57,8 @@ def drawable(text):
 def one_line_errors(script, interrupted, fixable=(BadInput, OSError), hints=None):
     """End `script` in one line, with exit status 2, if one of the `fixable` exceptions is raised.
 
+    So it ends, too, where a process that reads for a DataLoader was killed.
+
     interrupted  what Ctrl-C costs, and how to resume
     hints        {exception type: the line to print instead of the exception's own message}
     """
@@ -77,6 +79,13 @@ def one_line_errors(script, interrupted, fixable=(BadInput, OSError), hints=None
             # rank 0 should be the one that prints it.
             time.sleep(10)
         print(f"{script}: error: {printable(message)}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        # This is how a DataLoader says that one of its processes was killed.
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        remedy = "run the command again with fewer --workers, or with more memory (shared, too)"
+        print(f"{script}: error: a reading process died ({error}); {remedy}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":

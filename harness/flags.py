@@ -62,15 +62,15 @@ def rules_of_run(args, world_size):
 def check_rules(args, rules):
     """Raise BadInput for the first flag whose rule does not hold: (its name, whether, the rule).
 
-    Of all flags holds that a number has to be finite, and a seed one that torch takes.
+    Each number has to be finite, and a seed one that torch takes.
     """
-    of_all = []
+    rules_of_all = []
     for name, value in vars(args).items():
         if isinstance(value, float):
-            of_all.append((name, math.isfinite(value), "a finite number"))
+            rules_of_all.append((name, math.isfinite(value), "a finite number"))
     if hasattr(args, "seed"):
-        of_all.append(("seed", args.seed < 2**63, "below 2 ** 63"))
-    for name, holds, rule in (*of_all, *rules):
+        rules_of_all.append(("seed", args.seed < 2**63, "below 2 ** 63"))
+    for name, holds, rule in (*rules_of_all, *rules):
         if not holds:
             raise BadInput(f"--{name.replace('_', '-')} {getattr(args, name)}: must be {rule}")
 

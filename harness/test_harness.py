@@ -187,12 +187,19 @@ class Dying(torch.utils.data.Dataset):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_where_a_reading_process_dies_the_run_is_saved_and_ends_in_one_line():
+def test_where_a_reading_process_dies_the_run_is_saved_and_ends_in_one_line(capsys):
     saved = []
     loader = torch.utils.data.DataLoader(Dying(), num_workers=1)
-    with pytest.raises(BadInput, match="a reading process died .DataLoader worker .*; the same"):
+    with pytest.raises(SystemExit) as end, one_line_errors("x.py", "start again"):
         data.next_batch(iter(loader), lambda: saved.append(True))
-    assert saved == [True]
+    assert saved == [True] and end.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("x.py: error: a reading process died (DataLoader worker (pid")
+    assert line.endswith(
+        "; run the command again with fewer --workers, or with more memory (shared, too)"
+    )
+    with pytest.raises(RuntimeError, match="a mistake"), one_line_errors("x.py", "start again"):
+        raise RuntimeError("a mistake of ours")
 
 
 # How Python starts a process by default: before 3.14, and from then on.
