@@ -207,8 +207,7 @@ def media_files(path, listed=False):
     """
     if os.path.isdir(path):
         return files_below(path)
-    # A link to nothing may be one to a show on a disc that is not there.
-    if listed or has_media_extension(path) or not os.path.exists(path):
+    if listed or may_be_film(path):
         return [path]
     return []
 
@@ -232,11 +231,14 @@ def files_below(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             file = os.path.join(path, name)
-            if name.startswith("."):
-                continue
-            if has_media_extension(name) or not os.path.exists(file):
+            if not name.startswith(".") and may_be_film(file):
                 files.append(file)
     return sorted(files, key=lambda file: file.split(os.sep))
+
+
+def may_be_film(path):
+    """Whether the extension says so; or a link to nothing, as to a show on a disc that is away."""
+    return has_media_extension(path) or not os.path.exists(path)
 
 
 def has_media_extension(path):
