@@ -145,7 +145,7 @@ def discrepancy(z_v, z_a, title, tau=None, bins=64, pseudo_count=0.5):
 
 
 def check_finite(s):
-    """Return these similarities. Raises ValueError if one is not finite: it is above no other."""
+    """Return these similarities. Raises ValueError if one of them is not finite."""
     if not s.isfinite().all():
         raise ValueError("a similarity is not finite")
     return s

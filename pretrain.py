@@ -261,7 +261,7 @@ def measure_held_out(run, held_out, model, fronts, args, processes, step):
     try:
         measures = discrepancy(z_v, z_a, title, tau=args.tau)
         measures |= synchronisation(z_v, z_a, title, tau=args.tau)
-    except ValueError as error:  # No pairs are left, or not all are finite.
+    except ValueError as error:  # No pairs, or no finite similarities.
         processes.report(f"step {step:>6}  not measured: {error}")
         return
     run.log(step=step, **measures, replaced=failures)

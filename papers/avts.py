@@ -325,7 +325,7 @@ def measure_held_out(run, held_out, model, fronts, args, processes, step):
     try:
         # Of embeddings of unit length, those that are closer are more similar.
         measures = synchronisation(z_v, z_a, title, tau=1.0)
-    except ValueError as error:  # No pairs are left, or not all are finite.
+    except ValueError as error:  # No pairs, or no finite similarities.
         processes.report(f"step {step:>6}  not measured: {error}")
         return
     run.log(step=step, **measures, replaced=failures)

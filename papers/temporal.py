@@ -894,7 +894,7 @@ def measure_held_out(run, held_out, model, fronts, args, processes, step):
         replaced = replaced + failures
         try:
             measures |= synchronisation(z_v, z_a, title, tau=args.tau)
-        except ValueError as error:  # No pairs are left, or not all are finite.
+        except ValueError as error:  # No pairs, or no finite similarities.
             processes.report(f"step {step:>6}  synchronisation not measured: {error}")
     if not measures:
         return
