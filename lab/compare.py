@@ -894,13 +894,14 @@ def draw_rows(axes, results, looks):
     """
     for row, seeds_of in enumerate(results.values()):
         tested = [label for label in looks if label in seeds_of]
-        means, lengths = means_and_ranges([seeds_of[label] for label in tested])
         for i, label in enumerate(tested):
             height = row + 0.8 * ((i + 0.5) / len(tested) - 0.5)
+            values = percents(seeds_of[label])
+            mean = values.mean()
+            lengths = [[mean - values.min()], [values.max() - mean]]
             colour, line = looks[label]
             marker = MARKER_OF_LINE[line]
-            length = lengths[:, i : i + 1]
-            axes.errorbar(means[i], height, xerr=length, color=colour, marker=marker, ms=4)
+            axes.errorbar(mean, height, xerr=lengths, color=colour, marker=marker, ms=4)
         if UNTRAINED in seeds_of:
             mean = percents(seeds_of[UNTRAINED]).mean()
             axes.vlines(mean, row - 0.4, row + 0.4, color="grey", ls=":")
@@ -910,15 +911,6 @@ def draw_rows(axes, results, looks):
         axes.set_title("downstream (dotted: without pretraining)")
     axes.set(xlabel=unit_of(results), ylim=(len(results) - 0.5, -0.5))
     axes.set_yticks(range(len(results)), results, fontsize=8)
-
-
-def means_and_ranges(accuracies):
-    """The means of some {seed: accuracy}, (n,), and how far it is to the extremes, (2, n): in %."""
-    values = [percents(accuracy_of_seed) for accuracy_of_seed in accuracies]
-    means = np.array([of_one.mean() for of_one in values])
-    below = [of_one.mean() - of_one.min() for of_one in values]
-    above = [of_one.max() - of_one.mean() for of_one in values]
-    return means, np.array([below, above])
 
 
 def draw_few_shots(axes, title, by_shots, looks):
@@ -967,8 +959,7 @@ def table_of_means(collection, groups, results):
     for name, (caption, _) in MEASURES.items():
         if was_measured(name, groups):
             measures[name] = caption
-    heads = [collection, "seeds", *measures.values(), *results]
-    lines = [table_row(heads), "|---" * len(heads) + "|"]
+    lines = table_head([collection, "seeds", *measures.values(), *results])
     labels = list(groups)
     if has_untrained(results):
         labels.append(UNTRAINED)
@@ -1009,6 +1000,11 @@ def print_processors(rows):
         kinds = "; ".join(f"{kind}: {count}" for kind, count in sorted(counts.items()))
         print()
         print(f"Runs on each kind of processor: {kinds}.")
+
+
+def table_head(heads):
+    """The first two lines of a table in Markdown."""
+    return [table_row(heads), "|---" * len(heads) + "|"]
 
 
 def table_row(cells):

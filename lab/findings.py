@@ -36,6 +36,7 @@ from lab.compare import (
     learning_curves,
     print_bases,
     read_runs,
+    table_head,
     table_of_means,
     table_row,
 )
@@ -78,10 +79,10 @@ called WORLD-SEED-NETWORK, and one that tests a network has the name of the test
 ABOUT_VERDICTS = """\
 A comparison is made within each seed. *Holds*: each comparison of a finding comes out right in each
 seed. *Holds in the mean*: each does in the mean of the seeds. *In part, a of b*: a of its b
-comparisons do in the mean. *Does not hold*: none does. *Asked* are those for which a seed has the
-runs. It takes three seeds of each comparison; until then there is no verdict. A run of pretrain.py
-that never began to tell moments of a title apart ended with KL(S⁻‖S⁺) below 0.1. Without such runs
-there is a second verdict."""
+comparisons do in the mean. *Does not hold*: none does. A comparison is *asked* once any seed has
+its runs. A verdict needs three seeds of each comparison; until then *so far* says what the seeds
+show that are there. A run of pretrain.py that never began to tell moments of a title apart ended
+with KL(S⁻‖S⁺) below 0.1. Without such runs there is a second verdict."""
 ABOUT_COMPARISONS = """\
 Below are the mean ± standard deviation of the differences, and the difference of each seed, in
 parentheses if one of its runs never began. Differences of divergences and of losses are in nats,
@@ -113,9 +114,9 @@ class Comparison(NamedTuple):
 class Answer(NamedTuple):
     """What came out of the comparisons of a finding.
 
-    margins    of each comparison {seed: how much `higher` is above `lower`}
-    without    the same without the runs that never began
-    never_began  those of these runs, as (world, label, seed)
+    margins      of each comparison {seed: how much `higher` is above `lower`}
+    without      the same without the runs that never began
+    never_began  these runs, as (world, label, seed)
     """
 
     comparisons: list
@@ -546,8 +547,8 @@ def counts_in_words(names):
 
 def print_verdicts(answers):
     """Print a table of what `ask` has returned for each finding."""
-    print(table_row(["", "asked", "all runs", "seeds", "without runs that never began"]))
-    print("|---" * 5 + "|")
+    heads = ["", "asked", "all runs", "seeds", "without runs that never began"]
+    print("\n".join(table_head(heads)))
     for number, answer in answers.items():
         of_the_others = ""
         if answer.never_began:
@@ -578,8 +579,7 @@ def print_comparisons(answer):
     heads = ["", "mean", *seeds]
     if answer.never_began:
         heads.append("mean without ( )")
-    print(table_row(heads))
-    print("|---" * len(heads) + "|")
+    print("\n".join(table_head(heads)))
     for comparison, margins, without in zip(answer.comparisons, answer.margins, answer.without):
         name = comparison.higher[0].name
         cells = [comparison.words, mean_in_words(margins, name)]

@@ -16,6 +16,7 @@ from lab.compare import (
     has_untrained,
     percents,
     spread,
+    table_head,
     table_row,
 )
 
@@ -109,7 +110,7 @@ def table_of_uses(labels, groups, results):
 
     groups, results  of `lab.compare.group` and `lab.compare.downstream`
     """
-    lines = heads_of_table(ACCURACIES)
+    lines = table_head(["", "seeds", *ACCURACIES])
     if has_untrained(results):
         labels = [*labels, UNTRAINED]
     for label in labels:
@@ -122,17 +123,12 @@ def table_of_uses(labels, groups, results):
 
 def table_of_costs(labels, groups):
     """Return the lines of a table of what the pretrainings took: one row for each label."""
-    lines = heads_of_table([cost.name for cost in COSTS])
+    lines = table_head(["", "seeds", *(cost.name for cost in COSTS)])
     for label in labels:
         runs = list(groups[label].values())
         costs = [cost_in_words(cost, runs) for cost in COSTS]
         lines.append(table_row([label, len(runs), *costs]))
     return lines
-
-
-def heads_of_table(columns):
-    heads = ["", "seeds", *columns]
-    return [table_row(heads), "|---" * len(heads) + "|"]
 
 
 def cost_in_words(cost, runs):

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 import lab.bench
@@ -22,7 +23,7 @@ import lab.show
 import papers.avts
 import pretrain
 from data import Titles
-from harness.curves import draw, draw_histograms, in_lines, summarise
+from harness.curves import draw, draw_histograms, in_lines, look_of, summarise
 from harness.fixtures import (
     fine_tune,
     pretraining_flags,
@@ -1030,6 +1031,8 @@ def test_a_crowded_picture_has_the_labels_of_a_task_in_their_colours(tmp_path, f
     assert downstream.get_ylim() == (0.5, -0.5)
     curves_of = {line.get_label(): line.get_color() for line in curves[0].get_lines()}
     markers = [container[0] for container in downstream.containers]
+    # Labels without further arguments have the first colours.
+    assert [curves_of[label] for label in named] == ["C0", "C1", "C2", "C4", "C3", "C5"]
     found = [(round(marker.get_xdata().item(), 9), marker.get_color()) for marker in markers]
     assert found == [(50 + i, curves_of[label]) for i, label in enumerate(named)]
     heights = [marker.get_ydata().item() for marker in markers]
@@ -1055,6 +1058,15 @@ def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
     assert high - low == pytest.approx(17 * lab.compare.ROW)
     tasks = sorted(f"task {i}" for i in range(18))
     assert [text.get_text() for text in figures[-1].axes[-1].get_yticklabels()] == tasks
+
+
+def test_labels_have_looks_of_their_own_and_none_is_grey():
+    """Grey is for networks that were not pretrained."""
+    order = [f"k = {k}" for k in range(30)]
+    looks = [look_of(label, order) for label in order]
+    assert len(set(looks)) == len(order)
+    grey = to_rgb("C7")
+    assert all(to_rgb(colour) != grey for colour, _ in looks)
 
 
 def test_probes_of_few_labelled_files_have_a_panel(tmp_path, figures):
