@@ -141,7 +141,7 @@ from data import ESC50, AudioFrontEnd, Labeled, LabeledVideos, Titles, VideoFron
 from harness.errors import BadInput, moved
 from harness.fixtures import (
     EVENT,
-    ROOT,
+    PAGES,
     SMALL,
     assert_equal,
     damage,
@@ -2371,7 +2371,7 @@ PARSERS = {
 
 def documents():
     """Every text that shows commands: the READMEs, and the docstrings of the scripts."""
-    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]):
+    for path in PAGES:
         yield path.read_text()
     for parse in PARSERS.values():
         yield sys.modules[parse.__module__].__doc__

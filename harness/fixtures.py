@@ -44,6 +44,8 @@ import torch.distributed.run
 from harness.files import end_with_parent
 
 ROOT = Path(__file__).parent.parent
+# The documents of this repository. A folder such as .pytest_cache may have pages of its own.
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("[!.]*/*.md")])
 CACHE = Path(os.environ["XDG_CACHE_HOME"])
 
 

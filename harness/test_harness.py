@@ -34,6 +34,7 @@ from harness.errors import BadInput, one_line_errors, printable
 from harness.files import atomic_write, in_own_process, one_at_a_time
 from harness.fixtures import (
     CACHE,
+    PAGES,
     ROOT,
     pretraining_flags,
     read_log,
@@ -129,8 +130,6 @@ def test_any_name_of_a_file_can_be_printed():
 # --------------------------------------------------------------------------------------------
 # The documents
 # --------------------------------------------------------------------------------------------
-
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("*/*.md")])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
