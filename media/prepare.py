@@ -13,6 +13,7 @@ import math
 import os
 import shlex
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fractions import Fraction
 from functools import partial
@@ -281,7 +282,8 @@ def prepare_file(path, destination, extent, fmt, language, gop):
 
     extent  (start, end) of what its video and its sound both cover
     gop     frames of a group of pictures, as `write_media` takes it
-    Returns (snippets written, damaged snippets skipped, bytes). Raises BadInput.
+    Returns (snippets written, damaged snippets skipped, bytes, frames a second of the file). Raises
+    BadInput.
     """
     remove_leftovers(destination)
     with contextlib.closing(Reader(path, language)) as reader:
@@ -292,7 +294,16 @@ def prepare_file(path, destination, extent, fmt, language, gop):
         except (av.error.FFmpegError, OSError) as error:
             raise BadInput(f"{path}: {error.strerror or error}") from error
     written = source.count - source.damaged
-    return written, source.damaged, destination.stat().st_size
+    return written, source.damaged, destination.stat().st_size, source.rate
+
+
+def divides(fps, rate):
+    """Whether frames of `fps` a second are a whole number of a film's frames apart, to a hundredth.
+
+    rate  of the film, in frames a second: 24 at an fps of 12; at 10 they are 2 or 3 apart.
+    """
+    apart = rate / fps
+    return round(apart) >= 1 and abs(apart - round(apart)) < 0.01
 
 
 def remove_leftovers(destination):
@@ -308,10 +319,12 @@ class SourceFile:
 
     count    whole snippets in the file
     damaged  how many of them could not be read so far
+    rate     frames a second, as the file says
     """
 
     def __init__(self, reader, extent, fmt):
         start, end = extent
+        self.rate = float(reader.video.average_rate or 0)
         self.reader = reader
         self.start = start
         self.fmt = fmt
@@ -411,6 +424,7 @@ class Summary:
     damaged: int = 0  # snippets
     size: int = 0  # bytes
     elapsed: float = 0.0  # seconds
+    uneven: Counter = dataclasses.field(default_factory=Counter)  # {(rate, fps): files}
 
     def speed(self):
         """How many times faster than real time the film was transcoded."""
@@ -428,6 +442,12 @@ class Summary:
                 f"{self.hours:.2f} h of film in {self.elapsed:.0f} s: "
                 f"{self.speed():.0f} x real time; {self.written} snippets, "
                 f"{self.size / 1e6:.0f} MB, {self.size / self.written / 1e3:.0f} KB a snippet"
+            )
+        for (rate, fps), files in sorted(self.uneven.items()):
+            print(
+                f"warning: frames of {rate:g} a second ({files} files) are unevenly apart at --fps "
+                f"{fps:g}, which tells how fast a clip is played; prepare them again with --fps "
+                f"{rate / max(1, rate // fps):.5g}, and train with it"
             )
 
 
@@ -620,7 +640,9 @@ def check_prepared(paths, fmt, language=None, all_key_frames=False):
     paths           of the files of all titles; URLs are skipped
     language        the audio track that is asked for, as the files tag it; None is any
     all_key_frames  whether to refuse, too, what was prepared without `--gop 1`: a key frame is
-                    sharper than others, so it tells in which direction a clip is played
+                    sharper than others, so it tells in which direction a clip is played; or with an
+                    fps of which that of the Format is no divisor: frames that are unevenly apart
+                    tell how fast it is
 
     A film lies beside the note of its prepared folder, and an episode of a show below it. So
     the nearest note counts, in the folder of a file or above it. Files without a note were not
@@ -680,6 +702,12 @@ def check_note(path, fmt, language, all_key_frames):
             f"{path.parent}: was prepared without --gop 1, so sharpness differs from frame to "
             "frame of a snippet, which tells in which direction a clip is played. "
             f"Prepare again into another folder: {command_of(needed)}"
+        )
+    if all_key_frames and not divides(fmt.fps, note["fps"]):
+        raise BadInput(
+            f"--fps {fmt.fps:g}: {path.parent} was prepared with --fps {note['fps']:g}, so frames "
+            "would be unevenly apart, which tells how fast a clip is played; "
+            f"use --fps {note['fps']:g}"
         )
 
 
@@ -748,10 +776,12 @@ def transcode(jobs, workers, summary, bar):
 
 def add_result(summary, job, result):
     """Add to the summary what `prepare_file` returned for a job."""
-    written, damaged, size = result
+    written, damaged, size, rate = result
     summary.hours += job.seconds / 3600
     summary.written += written
     summary.damaged += damaged
     summary.size += size
+    if job.gop == 1 and rate > 0 and not divides(job.fmt.fps, rate):
+        summary.uneven[round(rate, 3), job.fmt.fps] += 1
     if damaged:
         tqdm.write(f"{printable(job.path)}: {damaged} damaged snippets skipped, {written} written")

@@ -48,7 +48,7 @@ from harness.fixtures import (
 from media.collection import collection_name, read_collection
 from media.format import Format
 from media.labels import dcase2014, esc50, hmdb51, ucf101
-from media.prepare import PREPARED, check_prepared, write_media
+from media.prepare import PREPARED, check_prepared, divides, write_media
 from media.reader import (
     CENTRE,
     CLOCK,
@@ -1149,6 +1149,23 @@ def all_key_frames(tmp_path_factory):
     return root / "raw", root / "ready"
 
 
+def test_frames_that_are_unevenly_apart_are_reported_where_each_is_a_key_frame(tmp_path):
+    """A film that is played at several speeds betrays them so."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name, fps in (("a.mkv", 24), ("b.mkv", 24), ("c.mkv", 30)):
+        write_film(raw / name, seconds=4, fps=fps, rate=48000)
+    flags = "--short-side 48 --frames 16 --gop 1".split()
+    warning = "warning: frames of 24 a second (2 files) are unevenly apart at --fps 10, which"
+    said = prepare(raw, tmp_path / "ready10", *flags, "--fps", 10)
+    assert warning in said and "again with --fps 12, and train with it" in said
+    assert said.count("warning") == 1
+    said = prepare(raw, tmp_path / "ready6", *flags, "--fps", 6)
+    assert "warning" not in said
+    assert "warning" not in prepare(raw, tmp_path / "ready", "--short-side", 48)
+    assert [divides(fps, 23.976) for fps in (12, 11.988, 10, 25)] == [True, True, False, False]
+
+
 def test_every_frame_is_a_key_frame_where_that_is_asked_for(all_key_frames, tmp_path):
     raw, ready = all_key_frames
     keys, frames = key_frames(ready / "film.mkv.mkv")
@@ -1343,6 +1360,11 @@ def test_who_needs_all_key_frames_refuses_a_folder_without_them(all_key_frames, 
     assert error.endswith(f": {command}")
     error = complaint(paths, Format(fps=10, short_side=48, crop=48), all_key_frames=True)
     assert error.startswith("--fps 10: ") and error.endswith("--gop 1")
+    faster = write_note(tmp_path / "faster", fps=12, gop=1)
+    error = complaint([faster / "film.mkv"], Format(fps=10, short_side=48), all_key_frames=True)
+    assert error.startswith(f"--fps 10: {faster} was prepared with --fps 12, so frames would be")
+    half = Format(fps=6, short_side=48)
+    assert complaint([faster / "film.mkv"], half, all_key_frames=True) is None
     for note, fits in ((dict(gop=4), False), (dict(frames=1), True)):
         folder = write_note(tmp_path / "other", **note)
         assert (complaint([folder / "film.mkv"], fmt, all_key_frames=True) is None) == fits

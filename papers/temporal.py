@@ -2,7 +2,7 @@
 Temporal Self-Supervision" (Jenni, Black, Collomosse, 2023).
 
     python -m papers.temporal --toy                     the toy world, on a CPU, in minutes
-    torchrun --nproc_per_node 8 -m papers.temporal      8 GPUs, datasets/movies-10fps
+    torchrun --nproc_per_node 8 -m papers.temporal      8 GPUs, datasets/movies-12fps
     python -m papers.temporal                           the same run on one GPU, share by share
     python -m papers.temporal --tasks none              its ablations: the contrast alone,
     python -m papers.temporal --tasks speed             one task beside the contrast,
@@ -10,7 +10,10 @@ Temporal Self-Supervision" (Jenni, Black, Collomosse, 2023).
 
 Films are best prepared first, with each frame a key frame: compression tells the speed otherwise.
 
-    python -m media prepare FILMS datasets/movies-10fps --fps 10 --gop 1 --short-side 128
+    python -m media prepare FILMS datasets/movies-12fps --fps 12 --gop 1 --short-side 128
+
+That is for films of 24 frames a second. Those of 25 take `--fps 12.5` in both commands, and those
+of 30 `--fps 10`: frames that are unevenly apart tell the speed, too.
 
 The networks and their sampler, data, runs and checkpoints are those of pretrain.py. What differs:
 
@@ -99,6 +102,8 @@ LEAK = 0.99  # Something else gives away a task whose accuracy is so high in the
 #   one tempo for both       Speeds and directions of sight and sound are four independent draws.
 #   groups of pictures       Sharpness falls along a group, and one begins at each prepared snippet.
 #                            So prepared files need `--gop 1`.
+#   frames unevenly apart    At 10 frames a second those of a film of 24 are 2 or 3 apart, but at
+#                            speed 8 they are 19 or 20. So `--fps` has to divide a film's rate.
 #   skipped columns          Of a spectrogram, columns that are further apart correlate less. So the
 #                            waveform is resampled.
 #   the resampler            Every speed, 1 too, passes the same low-pass as it is heard, from sound
@@ -108,9 +113,10 @@ LEAK = 0.99  # Something else gives away a task whose accuracy is so high in the
 #   loudness                 Power at higher frequencies is less, so a faster sound may be softer. A
 #                            random gain of up to 6 dB hides most of it.
 #
-# Reading cannot close these: groups of pictures in files that were not prepared; a film whose sound
-# ends below half of a clip's rate, or whose rate is no higher than a clip's, since played faster it
-# fills the gap; and the first 5 ms of a prepared file, which are silent.
+# Reading cannot close these: groups of pictures, and frames that are unevenly apart, in files that
+# were not prepared; a film whose sound ends below half of a clip's rate, or whose rate is no higher
+# than a clip's, since played faster it fills the gap; and the first 5 ms of a prepared file, which
+# are silent.
 # -------------------------------------------------------------------------------------------------
 
 SPEEDS = ((1, 2, 4, 8), (1, 2))  # of the sight, as in prior code of the first author; of the sound
@@ -608,12 +614,14 @@ def accuracies(prefix, heads, answers):
 # Arguments: without flags a run on 1, 2, 4 or 8 GPUs
 # -------------------------------------------------------------------------------------------------
 
-# 1.6 s at speed 1 and 12.8 s at speed 8; our choice but for the 16 frames.
-CLIP = {"frames": 16, "fps": 10.0, "short_side": 128, "crop": 112}
+# 1.3 s at speed 1 and 10.7 s at speed 8; our choice but for the 16 frames. Most films have 24
+# frames a second, every second of which is shown at speed 1.
+CLIP = {"frames": 16, "fps": 12.0, "short_side": 128, "crop": 112}
 CLIP |= {"rate": 16000, "n_fft": 512, "hop": 160, "mels": 64}
 # On the toy world of seed 0 its rate learned faster than the default, in as few steps.
 TOY = {
     "data": "datasets/toy-time/films",
+    "fps": 10.0,
     "short_side": 34,
     "crop": 28,
     "rate": 8000,
@@ -653,7 +661,7 @@ def parse_args(argv=None):
 
 def add_paper_flags(add):
     add("--toy", action="store_true", help="small settings, on the toy world")
-    add("--data", default="datasets/movies-10fps", help="a folder of films and shows, or LIST.txt")
+    add("--data", default="datasets/movies-12fps", help="a folder of films and shows, or LIST.txt")
     add("--out", help="folder of the run; default runs/temporal- and a name from the flags")
     title = "what a title is to the sampler: a show, or each of its files"
     add("--title", choices=("show", "episode"), default="show", help=title)

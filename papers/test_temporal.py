@@ -630,13 +630,13 @@ def test_a_task_that_is_all_right_in_the_first_epoch_is_reported_once():
 def test_the_run_without_flags_is_the_documented_one():
     args = temporal.parse_args([])
     found = {"frames": 16, "speeds": "1,2,4,8/1,2", "lr": 3e-4, "weight_decay": 1e-4}
-    ours = {"fps": 10, "crop": 112, "batch_size": 512, "share": 64, "k": 2, "w": 7, "bank": 4096}
+    ours = {"fps": 12, "crop": 112, "batch_size": 512, "share": 64, "k": 2, "w": 7, "bank": 4096}
     assert {name: getattr(args, name) for name in found | ours} == found | ours
-    assert args.tasks == "speed,direction,order" and args.out == "runs/temporal-movies-10fps"
+    assert args.tasks == "speed,direction,order" and args.out == "runs/temporal-movies-12fps"
     assert temporal.parse_speeds(args.speeds) == temporal.SPEEDS
     temporal.check_args(args, world_size=8)
     args = temporal.parse_args(["--speeds", "1,2/1,4", "--bank", "0", "--tasks", "order"])
-    assert args.out == "runs/temporal-movies-10fps-tasksorder-speeds1,2-1,4-bank0"
+    assert args.out == "runs/temporal-movies-12fps-tasksorder-speeds1,2-1,4-bank0"
 
 
 @pytest.fixture(scope="module")
