@@ -85,7 +85,7 @@ Each idea has a test that turns red when the idea is broken on purpose:
                   test_novelty_peaks_where_a_scene_begins
     harness/  two runs in one folder
                   test_a_folder_is_of_one_run_at_a_time
-              an import up the house
+              a folder that imports from one that builds on it
                   test_imports_go_down_the_house_only
     lab/      seeds paired by their order; the sign of a discrepancy counted
                   test_the_findings_ask_what_they_say
