@@ -364,6 +364,16 @@ def some_shares(sampler, share, batches=20):
             yield batch[place : place + share]
 
 
+def may_hold_one_title(sampler, share):
+    """Whether a share of a HierarchicalSampler may be of one title, though there are others.
+
+    Where titles come again, the last of one round and the first of the next may be the same. With
+    two groups a share, and an odd number of titles, these two are in one share.
+    """
+    number = len(sampler.titles)
+    return 2 * sampler.k == share and number % 2 == 1 and sampler.groups > number
+
+
 def even_samples(titles, number):
     """The samples (n, m, None) of so many snippets of each title, evenly spaced, or of all."""
     samples = []

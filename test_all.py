@@ -1817,6 +1817,11 @@ def test_what_pretraining_refuses(toy, run, tmp_path, monkeypatch):
     assert "must be below 2 ** 63" in refusal("--seed", 2**63)
     error = refusal("--n-fft", 51200)
     assert "--n-fft 51200: must be less than twice the 8 / 5 s of a snippet at 16000 Hz" in error
+    # 3 / 7 s have 6857.1 samples, of which 6857 are read: as many as half a window may not have.
+    odd = ["--frames", 3, "--fps", 7, "--n-fft"]
+    assert "--n-fft 13714: must be less" in refusal(*odd, 13714)
+    assert "--fps 0.0: must be above 0" in refusal("--fps", 0)
+    assert "--held-out-snippets 1: must be 2 or more" in refusal("--held-out-snippets", 1)
     assert "argument --k: invalid int value: 'many'" in refusal("--k", "many")
 
     broken = tmp_path / "broken"

@@ -10,14 +10,20 @@ MAY_CHANGE = ("out", "processes", "workers", "compile", "save_minutes", "keep", 
 MAY_CHANGE += ("measure_every",)
 
 
-def add_run_flags(add):
-    """Add the flags of all pretrainings that are not of a method. `add` is parser.add_argument."""
+def add_run_flags(add, with_source=True):
+    """Add the flags of all pretrainings that are not of a method. `add` is parser.add_argument.
+
+    with_source  whether the help names the section of the paper of this repository
+    """
+    held_out = "fraction of the titles to measure on only"
+    if with_source:
+        held_out += " (4.2)"
     add("--language", help="audio track to prefer, as files tag it: eng, deu (our choice: none)")
-    add("--held-out", type=float, default=0.1, help="share of the titles to measure on only (4.2)")
+    add("--held-out", type=float, default=0.1, help=held_out)
     add("--held-out-snippets", type=int, default=32, help="of each held-out title (our choice)")
     add("--measure-every", type=float, default=1.0, help="epochs between measurements (our choice)")
     add("--seed", type=int, default=0, help="of all that is drawn at random")
-    max_bad = "stop when more than this share of the snippets cannot be read (our choice)"
+    max_bad = "stop when more than this fraction of the snippets cannot be read (our choice)"
     add("--max-bad", type=float, default=0.01, help=max_bad)
     add("--workers", type=int, default=8, help="processes that read, for each training process")
     add("--save-minutes", type=float, default=10, help="between checkpoints; 0: at each step")
@@ -47,16 +53,25 @@ def rules_of_run(args, world_size):
         ),
         ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
         ("held_out", 0 <= args.held_out < 1, "from 0 to below 1"),
+        ("held_out_snippets", args.held_out_snippets >= 2, "2 or more, of which to make pairs"),
     ]
     positive = ("epochs", "lr", "fps", "frames", "rate", "n_fft", "hop", "mels")
-    for name in (*positive, "held_out_snippets", "measure_every"):
+    for name in (*positive, "measure_every"):
         rules.append((name, getattr(args, name) > 0, "above 0"))
     for name in ("warmup", "seed", "workers", "max_bad", "save_minutes"):
         rules.append((name, getattr(args, name) >= 0, "0 or more"))
-    # A window of the spectrogram is centred on its time, so half of it is mirrored at each end.
-    has_room = args.n_fft * args.fps < 2 * args.rate * args.frames
+    return [*rules, rule_of_window(args)]
+
+
+def rule_of_window(args):
+    """What must hold of --n-fft: half a window has fewer samples than the sound of a snippet.
+
+    A window of the spectrogram is centred on its time, so half of it is mirrored at each end.
+    """
+    # The samples of a snippet are rounded, and may be half a sample less than this.
+    has_room = (args.n_fft // 2 + 0.5) * args.fps < args.rate * args.frames
     twice = f"less than twice the {args.frames} / {args.fps:g} s of a snippet at {args.rate} Hz"
-    return [*rules, ("n_fft", has_room, twice)]
+    return "n_fft", has_room, twice
 
 
 def check_rules(args, rules):

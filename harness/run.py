@@ -426,13 +426,16 @@ def describe_rate(since_start, args):
     return text
 
 
-def log_step(run, step, epoch, loss, norm, not_finite, lr, times, done):
-    """Log a step, with what was replaced and skipped so far; JSON has no NaN."""
+def log_step(run, step, epoch, loss, norm, not_finite, lr, also, done):
+    """Log a step, with what was replaced and skipped so far; JSON has no NaN.
+
+    also  what else there is to log, such as the seconds that the step took
+    """
     row = {"loss": loss, "grad_norm": norm}
     if not_finite:
         row = {"not_finite": f"loss {loss}, gradient {norm}"}
     so_far = {"bad": done["bad"], "skipped": done["skipped"]}
-    run.log(step=step + 1, epoch=epoch, **row, lr=lr, **times, **so_far)
+    run.log(step=step + 1, epoch=epoch, **row, lr=lr, **also, **so_far)
 
 
 def too_many_unreadable(since_start, args, steps_per_epoch, run):

@@ -20,11 +20,20 @@ def add_checkpoint_flags(add):
     add("--titles", type=int, help="only so many titles, evenly spaced; default all")
 
 
-def add_run_flags(add):
+def add_evaluation_flags(add):
     precision = "of the networks on a GPU; on a CPU they have fp32 (our choice)"
     add("--precision", choices=("bf16", "fp32"), default="bf16", help=precision)
     add("--out", metavar="DIR", help="default runs/COMMAND-COLLECTION-NAME, by the checkpoint")
     add("--workers", type=int, default=2, help="processes that read, for each process")
+
+
+def rules_of_evaluation(args):
+    """What must hold of the flags that both have: see `harness.flags.check_rules`."""
+    return [
+        ("titles", args.titles is None or args.titles >= 1, "1 or more"),
+        ("seed", args.seed >= 0, "0 or more"),
+        ("workers", args.workers >= 0, "0 or more"),
+    ]
 
 
 def evenly(items, number):

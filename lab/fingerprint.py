@@ -33,11 +33,12 @@ from harness.errors import BadInput, drawable
 from harness.flags import check_rules
 from lab.checkpoint import (
     add_checkpoint_flags,
-    add_run_flags,
+    add_evaluation_flags,
     evenly,
     format_of,
     fronts_of,
     report_start,
+    rules_of_evaluation,
     run_once,
     sources_of,
 )
@@ -63,17 +64,12 @@ def add_fingerprint_flags(parser):
     clips = "of each title, evenly spaced; default 8, and of VGG-Sound 1 (our choice)"
     add("--clips", type=int, help=clips)
     add("--seed", type=int, default=0, help="of the distortions, and of the untrained network")
-    add_run_flags(add)
+    add_evaluation_flags(add)
 
 
 def check_fingerprint_args(args):
-    rules = [
-        ("clips", args.clips is None or args.clips >= 1, "1 or more"),
-        ("titles", args.titles is None or args.titles >= 1, "1 or more"),
-        ("seed", args.seed >= 0, "0 or more"),
-        ("workers", args.workers >= 0, "0 or more"),
-    ]
-    check_rules(args, rules)
+    clips = ("clips", args.clips is None or args.clips >= 1, "1 or more")
+    check_rules(args, [clips, *rules_of_evaluation(args)])
 
 
 # -------------------------------------------------------------------------------------------------
@@ -94,13 +90,18 @@ def read_test_list(root):
             for video, start, _, split in csv.reader(file):
                 if split == "test":
                     names.add(f"{video}_{int(start):06d}")
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         why = f"its list is not as published ({error})"
         raise BadInput(f"{root}: {why}. {root} should hold:{TREE}") from error
     return names
 
 
-def open_titles(args, fmt, report):
+def clip_of(path):
+    """ "video/---g-f_I2yQ_000001.mp4.mkv", which is prepared -> "---g-f_I2yQ_000001"."""
+    return Path(path).name.split(".")[0]
+
+
+def open_clips(args, fmt, report):
     """The titles to take clips of, and clips (n, m): of --data, or of VGG-Sound's test list.
 
     Raises BadInput where no clip of the test list is there.
@@ -109,7 +110,7 @@ def open_titles(args, fmt, report):
     is_vggsound = (root / VGGSOUND).is_file()
     if is_vggsound:
         listed = read_test_list(root)
-        present = listed.intersection(Path(path).stem for path in files_below(args.data))
+        present = listed.intersection(map(clip_of, files_below(args.data)))
         if not present:
             why = f"none of the {len(listed)} clips of its test list is there"
             raise BadInput(f"{args.data}: {why}. {args.data} should hold:{TREE}")
@@ -119,7 +120,7 @@ def open_titles(args, fmt, report):
     if is_vggsound:
         titles = titles.episodes()
         titles = titles.subset(
-            [n for n, path in enumerate(titles.names) if Path(path).stem in listed]
+            [n for n, name in enumerate(titles.names) if clip_of(name) in listed]
         )
     titles = titles.subset(evenly(range(len(titles)), args.titles))
     clips = args.clips
@@ -399,7 +400,7 @@ def finish_fingerprint(args, titles, rows, failures, device, run):
 
 def measure_fingerprint(args, run, processes, sources, fmt):
     """All that `run_once` leaves to this evaluation."""
-    find = partial(open_titles, args, fmt, processes.report)
+    find = partial(open_clips, args, fmt, processes.report)
     titles, clips = processes.on_rank_0(find)
     check_clips(args, fmt, clips)
     run.begin()

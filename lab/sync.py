@@ -38,11 +38,12 @@ from harness.errors import BadInput
 from harness.flags import check_rules
 from lab.checkpoint import (
     add_checkpoint_flags,
-    add_run_flags,
+    add_evaluation_flags,
     evenly,
     format_of,
     fronts_of,
     report_start,
+    rules_of_evaluation,
     run_once,
     sources_of,
 )
@@ -62,17 +63,11 @@ def add_sync_flags(parser):
     add("--snippets", type=int, default=64, help=snippets)
     seed = "by which lab.compare sets this run beside others; it changes no figure"
     add("--seed", type=int, default=0, help=seed)
-    add_run_flags(add)
+    add_evaluation_flags(add)
 
 
 def check_sync_args(args):
-    rules = [
-        ("snippets", args.snippets >= 1, "1 or more"),
-        ("titles", args.titles is None or args.titles >= 1, "1 or more"),
-        ("seed", args.seed >= 0, "0 or more"),
-        ("workers", args.workers >= 0, "0 or more"),
-    ]
-    check_rules(args, rules)
+    check_rules(args, [("snippets", args.snippets >= 1, "1 or more"), *rules_of_evaluation(args)])
 
 
 # -------------------------------------------------------------------------------------------------
@@ -115,9 +110,13 @@ def read_truth(source, titles):
     if not path.exists():
         return None
     truth = {}
-    with open(path) as file:
-        for row in csv.DictReader(file):
-            truth.setdefault(int(row["title"]), []).append((int(row["scene"]), int(row["shot"])))
+    try:
+        with open(path) as file:
+            for row in csv.DictReader(file):
+                place = (int(row["scene"]), int(row["shot"]))
+                truth.setdefault(int(row["title"]), []).append(place)
+    except (KeyError, TypeError, ValueError, csv.Error):
+        return None  # It is not of a toy world.
     truth = [truth[n] for n in sorted(truth)]
     if len(truth) != len(titles):
         return None
@@ -234,7 +233,7 @@ def measure_sync(args, run, processes, sources, fmt):
     """All that `run_once` leaves to this evaluation."""
     model, tau = load_model(args.ckpt, sources)
 
-    def open_titles():
+    def open_films():
         titles = Titles(args.data, fmt, args.language, quiet=False)
         truth = read_truth(args.data, titles)
         chosen = evenly(range(len(titles)), args.titles)
@@ -242,7 +241,7 @@ def measure_sync(args, run, processes, sources, fmt):
             truth = [truth[n] for n in chosen]
         return titles.subset(chosen), truth
 
-    titles, truth = processes.on_rank_0(open_titles)
+    titles, truth = processes.on_rank_0(open_films)
     samples = even_samples(titles, args.snippets)
     kinds_to_compare(torch.tensor([n for n, _, _ in samples]), args)
     run.begin()

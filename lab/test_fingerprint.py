@@ -401,15 +401,17 @@ def vggsound(toy, tmp_path):
 def test_of_vggsound_the_clips_of_the_test_list_are_taken(vggsound, run):
     args = parse_args(fingerprint_flags(run, vggsound, "out"))
     printed = []
-    titles, clips = fingerprint.open_titles(args, TOY_FORMAT, printed.append)
+    titles, clips = fingerprint.open_clips(args, TOY_FORMAT, printed.append)
     names = [path.split("/")[-1] for path in titles.names]
     assert names == ["---g-f_I2yQ_000001.mp4", "abc_000030.mp4"]
     assert clips == [(0, 0), (1, 0)] and not titles.skipped
     assert titles.stride == pytest.approx(0.4)  # a quarter of a clip
     assert printed == ["VGG-Sound: 1 of the 3 clips of its test list are missing"]
     args.clips, args.titles = 2, 1
-    titles, clips = fingerprint.open_titles(args, TOY_FORMAT, printed.append)
+    titles, clips = fingerprint.open_clips(args, TOY_FORMAT, printed.append)
     assert len(titles) == 1 and len(clips) == 2
+    # `media prepare` adds an extension of its own.
+    assert fingerprint.clip_of("video/abc_000030.mp4.mkv") == "abc_000030"
 
 
 def test_what_fingerprinting_refuses(vggsound, run, toy, tmp_path, monkeypatch):
@@ -430,7 +432,12 @@ def test_what_fingerprinting_refuses(vggsound, run, toy, tmp_path, monkeypatch):
     assert "the following arguments are required: --ckpt" in message
     # A set that is not there is answered with its layout, so in several lines.
     shutil.rmtree(vggsound / "scratch")
-    for line, words in (("abc,30,dog,test", "none of the 1 clips"), ("abc,x", "not as published")):
+    unclosed = '"' + 200_000 * "x"
+    for line, words in (
+        ("abc,30,dog,test", "none of the 1 clips"),
+        ("abc,x", "not as published"),
+        (unclosed, "not as published"),
+    ):
         (vggsound / "vggsound.csv").write_text(line + "\n")
         status, _, errors = run_script("lab.evaluate", *fingerprint_flags(run, vggsound, out))
         assert status == 2 and "Traceback" not in errors

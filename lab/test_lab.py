@@ -152,6 +152,15 @@ def test_scenes_of_other_snippets_are_not_compared_with_the_truth(toy):
     assert "not compared; those of the toy world need --frames 8 --fps 5" in printed
 
 
+def test_a_truth_that_is_not_of_a_toy_world_is_not_compared(toy, tmp_path):
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "film.mp4").symlink_to(toy / "films" / "film000.mp4")
+    (tmp_path / "truth.csv").write_text("video,label\na,b\n")
+    status, printed, errors = run_script("lab.show", tmp_path / "films", "--scenes", *TOY_SIZES)
+    assert not status, errors
+    assert printed.endswith("truth.csv: is not of a toy world, not compared\n")
+
+
 # --------------------------------------------------------------------------------------------------
 # Pictures
 # --------------------------------------------------------------------------------------------------

@@ -162,6 +162,9 @@ def test_shots_and_scenes_are_those_of_a_truth_that_fits(run, toy, tmp_path, cap
     shorter = [line for line in lines if not line.startswith("7,") and not line.startswith("0,23,")]
     (tmp_path / "truth.csv").write_text("\n".join(shorter) + "\n")
     assert sync.read_truth(films, Titles(films, fmt)) is None
+    for foreign in ("video,label\na,b\n", "title,scene,shot\na;b\n", '"' + 200_000 * "x"):
+        (tmp_path / "truth.csv").write_text(foreign)
+        assert sync.read_truth(films, Titles(films, fmt)) is None
     # Without truth the figures of titles are left, here of some titles only.
     (tmp_path / "truth.csv").unlink()
     (films / "zero.mp4").write_text("no film")

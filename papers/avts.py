@@ -51,6 +51,7 @@ from data import (
     begin_or_resume,
     embed_held_out,
     front_end_state,
+    may_hold_one_title,
     next_batch,
     open_titles,
     own_shares,
@@ -122,8 +123,9 @@ def kinds_of_negatives(title, begin, seconds):
     seconds  the length of a snippet
     """
     same_title = title[:, None] == title[None, :]  # (B, B)
-    same_snippet = torch.eye(len(title), dtype=torch.bool, device=title.device)
-    gap = (begin[:, None] - begin[None, :]).abs() - seconds  # (B, B), below 0 where they overlap
+    apart = (begin[:, None] - begin[None, :]).abs()  # (B, B), in seconds
+    same_snippet = apart < ROUNDING  # A share with few titles may have a snippet twice.
+    gap = apart - seconds  # below 0 where they overlap
     return {
         "easy": ~same_title,
         "hard": same_title & (gap >= GAP - ROUNDING),
@@ -206,7 +208,7 @@ def parse_args(argv=None):
     add_paper_flags(parser.add_argument)
     Format.add_flags(parser, with_source=False)
     parser.set_defaults(**PAPER)
-    add_run_flags(parser.add_argument)
+    add_run_flags(parser.add_argument, with_source=False)
     known, _ = parser.parse_known_args(argv)
     if known.toy:
         parser.set_defaults(**TOY)
@@ -250,9 +252,14 @@ def run_name(args, parser):
     return f"avts-{collection_name(args.data)}{flags}"
 
 
+def has_hard_negatives(args):
+    """Whether hard negatives, or super-hard ones in their place, are asked for at all."""
+    return args.hard_share > 0 and args.hard_after < args.epochs
+
+
 def check_args(args, world_size):
     """Raise BadInput for whatever can be told from the flags alone."""
-    asks_for_hard = args.hard_share > 0 and args.hard_after < args.epochs
+    asks_for_hard = has_hard_negatives(args)
     seconds = args.frames / max(args.fps, 1e-9)
     reach = (args.w - 1) * args.stride  # between the beginnings of two snippets of a window
     rules = [
@@ -264,6 +271,11 @@ def check_args(args, world_size):
             "hard_share",
             args.hard_share > 0 or not args.superhard,
             "above 0 with --superhard, which replaces hard negatives",
+        ),
+        (
+            "hard_after",
+            args.hard_after < args.epochs or not args.superhard,
+            f"below --epochs, {args.epochs}, with --superhard, which replaces hard negatives",
         ),
         ("margin", 0 < args.margin <= 1, "above 0, and 1 or less"),
         (
@@ -294,15 +306,29 @@ def check_args(args, world_size):
 
 
 def make_sampler(args, train):
+    """Raises BadInput if there are too few titles, or none is long enough for what is asked."""
     try:
         sampler = HierarchicalSampler(train.counts, args.batch_size, args.k, args.w, args.seed)
     except ValueError as error:
-        remedy = "take a smaller --k or --batch-size, or longer films"
+        remedy = "take a smaller --k or --stride, or longer films"
         raise BadInput(f"--data {args.data}: {error}; {remedy}") from error
-    if len(sampler.titles) == 1:
+    number = len(sampler.titles)
+    if number == 1:
+        remedy = "add films, or take a smaller --k or --held-out"
         raise BadInput(
-            f"--data {args.data}: holds one title to train on, and easy negatives are of two; add "
-            "films, or hold out none (--held-out 0)"
+            f"--data {args.data}: one title to train on has room for {args.k} snippets, and "
+            f"easy negatives are of two; {remedy}"
+        )
+    if may_hold_one_title(sampler, args.share):
+        raise BadInput(
+            f"--data {args.data}: of {number} titles some shares would hold one alone, and "
+            "easy negatives are of two; add films, or take a smaller --k"
+        )
+    _, hard, superhard = mean_negatives(sampler, train, args.share)
+    if has_hard_negatives(args) and (superhard if args.superhard else hard) == 0:
+        raise BadInput(
+            f"--data {args.data}: the films are too short for hard negatives; take a smaller "
+            "--stride, longer films, or --hard-share 0"
         )
     return sampler
 

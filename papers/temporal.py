@@ -17,7 +17,8 @@ of 30 `--fps 10`: frames that are unevenly apart tell the speed, too.
 
 The networks and their sampler, data, runs and checkpoints are those of pretrain.py. What differs:
 
-    clips       Sight and sound are each played at a speed of their own, forward or backward.
+    clips       Sight and sound are each played at a speed of their own, forward or backward. No
+                bands of the spectrogram drop out.
     tasks       The network tells how fast, in which direction, and which of two clips of a title
                 comes first, within sight, within sound and across both.
     contrast    Two clips of a title are a positive pair in sight, and so are sight and sound of one
@@ -52,6 +53,7 @@ from data import (
     begin_or_resume,
     embed_held_out,
     front_end_state,
+    may_hold_one_title,
     next_batch,
     open_titles,
     own_shares,
@@ -497,8 +499,8 @@ class Bank(nn.Module):
         similarity = similarity.masked_fill(own_title, -math.inf)
         ranked = similarity.sort(dim=1, descending=True, stable=True).indices  # (B, size)
         median = (~own_title).sum(1, keepdim=True) // 2  # (B, 1)
-        places = torch.arange(1 + negatives, device=anchor.device)
-        edges = FIRST_NEGATIVE + places * (median - FIRST_NEGATIVE).clamp(min=1) // negatives
+        parts = torch.arange(1 + negatives, device=anchor.device)
+        edges = FIRST_NEGATIVE + parts * (median - FIRST_NEGATIVE).clamp(min=1) // negatives
         of_negatives = edges[:, :-1] + (draws[:, 1:] * edges.diff(dim=1)).long()  # (B, N)
         of_positive = (draws[:, :1] * NEAREST).long()  # (B, 1)
         return ranked.gather(1, of_positive).squeeze(1), ranked.gather(1, of_negatives)
@@ -649,7 +651,7 @@ def parse_args(argv=None):
     add_training_flags(parser.add_argument)
     Format.add_flags(parser, with_source=False)
     parser.set_defaults(**CLIP)
-    add_run_flags(parser.add_argument)
+    add_run_flags(parser.add_argument, with_source=False)
     known, _ = parser.parse_known_args(argv)
     if known.toy:
         parser.set_defaults(**TOY)
@@ -768,15 +770,23 @@ def check_args(args, world_size):
 
 
 def make_sampler(args, train):
+    """Raises BadInput if there are too few titles, or none has room for k clips."""
     try:
         sampler = HierarchicalSampler(train.counts, args.batch_size, args.k, args.w, args.seed)
     except ValueError as error:
-        remedy = "take a smaller --k or --batch-size, fewer --speeds, or longer films"
+        remedy = "take lower --speeds, fewer --frames, a smaller --k, or longer films"
         raise BadInput(f"--data {args.data}: {error}; {remedy}") from error
-    if len(sampler.titles) == 1:
+    number = len(sampler.titles)
+    if number == 1:
+        remedy = "add films, or take a smaller --k or --held-out"
         raise BadInput(
-            f"--data {args.data}: one title to train on has room for {args.k} clips, and negatives "
-            "are of another one; add films, or hold out none (--held-out 0)"
+            f"--data {args.data}: one title to train on has room for {args.k} clips, and "
+            f"negatives are of another one; {remedy}"
+        )
+    if may_hold_one_title(sampler, args.share):
+        raise BadInput(
+            f"--data {args.data}: of {number} titles some shares would hold one alone, and "
+            "negatives are of another one; add films, or take a smaller --k"
         )
     return sampler
 
@@ -852,8 +862,9 @@ def chance_levels(sampler, train, args):
 def held_out_shares(held_out, args):
     """Shares of held-out clips that are played as in training: lists of (n, m, key).
 
-    They are as many clips as are measured for synchronisation. HELD_OUT_CLIP in their keys gives
-    them speeds, directions and crops of their own. There are none where no title has k clips.
+    They are about as many clips as are measured for synchronisation, in whole shares.
+    HELD_OUT_CLIP in their keys gives them speeds, directions and crops of their own. There are none
+    where no title has k clips.
     """
     try:
         sampler = HierarchicalSampler(held_out.counts, args.share, args.k, args.w, args.seed)
@@ -1105,18 +1116,18 @@ def main(args):
                 batch_key = (args.seed, epoch, step_of_epoch, share)
                 update_statistics(model, share == 0)
                 with processes.accumulate(parallel, is_last=share == own[-1]):
-                    loss, found, clips_of_share = loss_of_share(
+                    part, found, clips_of_share = loss_of_share(
                         batch, batch_key, fronts, parallel, model.bank, args, processes
                     )
-                    (loss / len(own)).backward()
+                    (part / len(own)).backward()
                 numbers = numbers + found  # summed over the processes below
                 clips.append(clips_of_share)
             # Step, unless a loss or a gradient is not finite. The host waits for the device once.
             norm = get_total_norm([weights.grad for weights in model.parameters()])
             not_finite = ~(numbers.isfinite().all() & norm.isfinite())
-            stop = signals.received is not None
+            asked_to_stop = signals.received is not None
             norm, not_finite, snippets, replaced, stop, *numbers = processes.sum_over_ranks(
-                norm / world_size, not_finite, snippets, len(failures), stop, *numbers
+                norm / world_size, not_finite, snippets, len(failures), asked_to_stop, *numbers
             )
             loss, also = describe_step(numbers, heads, shares, args)
             lr = learning_rate(args, step, steps_per_epoch)

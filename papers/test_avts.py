@@ -1,11 +1,14 @@
 """Tests of papers/avts.py, in the order of its file."""
 
+import contextlib
 import json
 
 import pytest
 import torch
 
 import papers.avts as avts
+from data import Titles, some_shares
+from harness.errors import BadInput
 from harness.fixtures import (
     assert_equal,
     load_checkpoint,
@@ -15,6 +18,7 @@ from harness.fixtures import (
     torchrun,
 )
 from harness.run import Processes
+from media.format import Format
 
 # One title of three snippets of 1 s, and two titles of one.
 TITLE = torch.tensor([0, 0, 0, 1, 2])
@@ -65,6 +69,9 @@ def test_negatives_are_of_three_kinds_by_title_and_by_the_gap():
     barely = torch.tensor([0.0, 0.9], dtype=torch.double)
     kinds = avts.kinds_of_negatives(torch.tensor([0, 0]), barely, seconds=1.0)
     assert kinds["superhard"].sum() == 2 and kinds["hard"].sum() == 0
+    twice = torch.tensor([3.0, 3.0], dtype=torch.double)  # It is no negative of itself.
+    kinds = avts.kinds_of_negatives(torch.tensor([0, 0]), twice, seconds=1.0)
+    assert not any(pairs.any() for pairs in kinds.values())
     touching = torch.tensor([0.0, 1.0], dtype=torch.double)
     kinds = avts.kinds_of_negatives(torch.tensor([0, 0]), touching, seconds=1.0)
     assert not any(pairs.any() for pairs in kinds.values())
@@ -274,6 +281,7 @@ def test_superhard_negatives_take_the_place_of_hard_ones():
         ("--hard-share 1.5", "--hard-share 1.5: must be from 0 to 1"),
         ("--hard-share -0.1", "--hard-share -0.1: must be from 0 to 1"),
         ("--hard-share 0 --superhard", "--hard-share 0.0: must be above 0 with --superhard"),
+        ("--superhard --hard-after 9 --epochs 9", "--hard-after 9.0: must be below --epochs, 9"),
         ("--w 2", "hard negatives are 0.5 s apart"),
         ("--stride 0.1 --w 10", "hard negatives are 0.5 s apart"),
         ("--superhard --stride 1", "--superhard needs overlapping ones"),
@@ -297,5 +305,27 @@ def test_a_single_title_is_refused_since_it_has_no_easy_negatives(toy, tmp_path)
     flags = flags_of(toy, tmp_path / "out", "--data", films)
     status, _, errors = run_script("papers.avts", *flags)
     assert status == 2 and "Traceback" not in errors
-    assert "holds one title to train on, and easy negatives are of two" in errors
+    assert "one title to train on has room for 2 snippets, and easy negatives are of two" in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_films_without_what_the_loss_needs_are_refused(toy):
+    """Else all positives would be pulled together, and nothing pushed apart."""
+    args = avts.parse_args(flags_of(toy, "unused", "--hard-after", 0))
+    short = Titles(toy / "films", Format.of(args), stride=args.stride)
+    avts.make_sampler(args, short)
+    short.counts = [2] * len(short.counts)  # Snippets that begin 0.8 s apart overlap.
+    with pytest.raises(BadInput, match="too short for hard negatives; take a smaller --stride"):
+        avts.make_sampler(args, short)
+    args.superhard = True
+    avts.make_sampler(args, short)
+    args.share, args.k, args.hard_share = 16, 8, 0.0
+    args.superhard = False
+    for number, is_refused in ((3, True), (4, False), (5, True)):
+        some = Titles(toy / "films", Format.of(args), stride=args.stride).subset(range(number))
+        args.batch_size = 64
+        expected = pytest.raises(BadInput, match="some shares would hold one alone")
+        with expected if is_refused else contextlib.nullcontext():
+            sampler = avts.make_sampler(args, some)
+            shares = [share for share in some_shares(sampler, args.share)]
+            assert all(len({n for n, _, _ in share}) == 2 for share in shares)

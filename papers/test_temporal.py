@@ -853,8 +853,11 @@ def test_one_title_or_too_short_ones_are_refused(world):
         temporal.make_sampler(args, alone)
     args.k = args.w = 500
     args.batch_size = 1000
-    with pytest.raises(BadInput, match="fewer --speeds, or longer films"):
+    with pytest.raises(BadInput, match="take lower --speeds, fewer --frames, a smaller --k, or"):
         temporal.make_sampler(args, titles)
+    args.k, args.w, args.share, args.batch_size = 8, 12, 16, 64
+    with pytest.raises(BadInput, match="of 3 titles some shares would hold one alone"):
+        temporal.make_sampler(args, titles.subset([0, 1, 2]))
 
 
 @pytest.mark.parametrize(
