@@ -399,6 +399,30 @@ def read_shares(titles, shares, args, processes):
     return iter(loader)
 
 
+def share_memory(item):
+    """Put the tensors of a dict, list or tuple into shared memory, in a process that reads.
+
+    This is a collate_fn for what is not collated. By default a thread of the reading process does
+    it later. If there is no room, that thread drops the item, and the training process waits for it
+    for ever; here it is an error.
+    """
+    if torch.utils.data.get_worker_info() is not None:
+        for tensor in tensors_of(item):
+            tensor.share_memory_()
+    return item
+
+
+def tensors_of(item):
+    """Yield the tensors of a dict, list or tuple, and of those inside it."""
+    if torch.is_tensor(item):
+        yield item
+    elif isinstance(item, dict):
+        yield from tensors_of(list(item.values()))
+    elif isinstance(item, (list, tuple)):
+        for part in item:
+            yield from tensors_of(part)
+
+
 def next_batch(batches, save):
     """Return (the next batch, its failures, the seconds spent waiting for it).
 

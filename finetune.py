@@ -19,6 +19,7 @@ import itertools
 import math
 import os
 import time
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -29,9 +30,16 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data import ESC50, AudioFrontEnd, LabeledVideos, VideoFrontEnd, front_end_state
-from harness.errors import BadInput, make_parser, one_line_errors
-from harness.flags import check_rules, names_of_flags
+from data import (
+    ESC50,
+    AudioFrontEnd,
+    LabeledVideos,
+    VideoFrontEnd,
+    front_end_state,
+    share_memory,
+)
+from harness.errors import BadInput, drawable, make_parser, one_line_errors
+from harness.flags import check_rules, names_of_flags, rule_of_window
 from harness.run import (
     Processes,
     Progress,
@@ -107,14 +115,19 @@ TASKS = {
     },
 }
 
+# What to do if memory is too small: see `harness.errors.one_line_errors`.
+TOO_LARGE = {
+    torch.OutOfMemoryError: "the memory of this GPU is too small: training takes about 1 GB a clip "
+    "of 32 frames, so take a smaller --share; in a test or a probe take fewer --clips"
+}
 DRAWS = 10  # of the files of --shots, of which a probe takes the mean accuracy (our choice)
 MAY_CHANGE = ("out", "workers", "processes")  # settings that may differ when a run is resumed
 
 
-def before(args):
-    """What the settings of an older run lack, as it was at its time."""
+def before(args, digest):
+    """What the settings of an older run lack, as it was at its time; its weights are not known."""
     share = args["batch_size"] // args.get("processes", 1)
-    return {"clips": 10, "precision": "bf16", "share": share}
+    return {"clips": 10, "precision": "bf16", "share": share, "digest": digest}
 
 
 def parse_args(argv=None):
@@ -225,7 +238,7 @@ def run_name(args, parser):
 
 def name_of_weights(ckpt):
     """The checkpoint's folder and file, or scratch."""
-    if not ckpt:
+    if ckpt is None:
         return "scratch"
     checkpoint = Path(ckpt).resolve()
     if checkpoint.stem == "checkpoint":
@@ -239,7 +252,7 @@ def check_args(args, task, world_size):
     shares = args.batch_size // max(1, args.share)
     shots = args.shots or []
     splits = [str(split) for split in range(1, task["splits"] + 1)]
-    share = f"above 0, and a divisor of --batch-size, {args.batch_size}"
+    share = f"2 or more, and a divisor of --batch-size, {args.batch_size}"
     batch_size = f"{args.share} for each process or a multiple, since each of the {world_size} "
     batch_size += "takes whole shares (or lower --share)"
     epochs = f"more than --warmup {args.warmup}, which must be 0 or more"
@@ -248,16 +261,17 @@ def check_args(args, task, world_size):
         ("split", args.split in ["all", *splits], f"1 to {task['splits']}, or all"),
         ("shots", min(shots, default=1) >= 1, "1 or more"),
         ("shots", len(shots) <= 1 or args.probe, "one number, unless with --probe"),
-        ("share", args.share >= 1 and args.batch_size % args.share == 0, share),
-        ("batch_size", shares % world_size == 0, batch_size),
-        ("epochs", args.epochs > args.warmup >= 0, epochs),
+        ("batch_size", args.batch_size > 0, "above 0"),
+        ("share", args.share >= 2 and args.batch_size % args.share == 0, share),
+        ("batch_size", args.probe or shares % world_size == 0, batch_size),
+        ("epochs", args.probe or args.epochs > args.warmup >= 0, epochs),
         ("scale", 0 < args.crop <= low <= high, scale),
         ("short_side", args.crop <= args.short_side, f"--crop {args.crop} or more"),
         ("lr", args.lr > 0, "above 0"),
         ("weight_decay", args.weight_decay >= 0, "0 or more"),
         ("mask", 0 <= args.mask <= 1, "from 0 to 1"),
         ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
-        ("network", args.network is None or not args.ckpt, "left out: --ckpt names its own"),
+        ("network", args.network is None or args.ckpt is None, "left out: --ckpt names its own"),
         (
             "network",
             args.network is None or task["layout"] not in SOUNDS,
@@ -271,6 +285,17 @@ def check_args(args, task, world_size):
         ("workers", args.workers >= 0, "0 or more"),
     ]
     check_rules(args, rules)
+
+
+def check_length(task, fmt):
+    """Raise BadInput for sounds that are too short for a window of their spectrogram."""
+    _, has_room, _ = rule_of_window(fmt)
+    if task["layout"] in SOUNDS and not has_room:
+        least = fmt.n_fft / 2 / fmt.rate
+        raise BadInput(
+            f"--frames {fmt.frames} --fps {fmt.fps:g}: a sound lasts frames / fps seconds, which "
+            f"must be more than {least:.3g} s, half a window of its spectrogram"
+        )
 
 
 # -------------------------------------------------------------------------------------------------
@@ -293,16 +318,16 @@ class Source:
 
     def __init__(self, args, task):
         self.backbone = "audio" if task["layout"] in SOUNDS else "video"
-        self.standardise = self.backbone == "audio" and not args.ckpt
+        self.standardise = self.backbone == "audio" and args.ckpt is None
         self.epoch, self.step = None, None
-        if args.ckpt:
+        if args.ckpt is not None:
             self.read(args.ckpt, args.width)
             return
         fmt = Format(crop=task["sizes"][0], **task["sound"])
         self.network = AudioVisualModel.networks[self.backbone]
         if self.backbone == "video" and args.network:
             self.network = args.network
-        self.width = args.width or task["width"]
+        self.width = task["width"] if args.width is None else args.width
         self.weights = {}
         self.front_end = front_end_state(fmt, VideoFrontEnd(), AudioFrontEnd(fmt))
         self.origin = "random"
@@ -335,7 +360,8 @@ class Source:
         self.check_shapes(path)
         progress, k = checkpoint["progress"], checkpoint["args"].get("k")
         self.epoch, self.step = progress["epoch"], progress["step"]
-        self.origin = f"{self.backbone} of {path} (epoch {self.epoch}, step {self.step}, k {k})"
+        when = f"epoch {self.epoch}, step {self.step}, k {k}"
+        self.origin = f"{self.backbone} of {Path(path)} ({when})"
 
     def check_shapes(self, path):
         wanted = {name: x.shape for name, x in self.make_network().state_dict().items()}
@@ -347,6 +373,13 @@ class Source:
                 f"--ckpt {path}: {len(wrong)} weights of {self.backbone} are missing, unknown or "
                 f"of another shape: {', '.join(wrong[:3])}; was it written by this code?"
             )
+
+    def digest(self):
+        """A number of the weights, since a file at the same path may be another one later."""
+        found = 0
+        for name in sorted(self.weights):
+            found = zlib.crc32(self.weights[name].contiguous().numpy().tobytes(), found)
+        return found
 
     def make_network(self, classes=0):
         return NETWORKS[self.network](self.width, classes)
@@ -517,17 +550,19 @@ def resume_split(net, optimizer, state, split, steps, processes):
 
     steps  of an epoch
 
-    Returns the steps that are done, and of those of the last epoch so far the sums of the loss
-    and the accuracy, and their number.
+    Returns the steps that are done, and the totals of the last epoch so far: see `means_of`.
     """
+    totals = torch.zeros(5)
     if state["split"] != split:
-        return 0, torch.zeros(3)
+        return 0, totals
     net.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     step = state.get("step", 0)  # of the epoch; older runs were saved between epochs only
     where = f"epoch {state['epoch']}" + (f" and step {step}" if step else "")
     processes.report(f"resumed after {where}")
-    return state["epoch"] * steps + step, torch.tensor(state.get("totals", [0.0, 0.0, 0.0]))
+    saved = torch.tensor(state.get("totals", []))  # older runs have fewer of them, or none
+    totals[: len(saved)] = saved
+    return state["epoch"] * steps + step, totals
 
 
 def loss_of_share(clips, labels, batch_key, front_end, model, processes):
@@ -547,7 +582,7 @@ def loss_of_share(clips, labels, batch_key, front_end, model, processes):
 
 
 def start_training(net, files, split, state, args, processes):
-    """Return the optimiser, the steps that are done, their sums, the parallel model, the shares."""
+    """Return the optimiser, the steps done, their totals, the parallel model, and the shares."""
     optimizer = torch.optim.SGD(
         net.parameters(), args.lr, momentum=0.9, weight_decay=args.weight_decay
     )
@@ -571,10 +606,10 @@ def train(net, front_end, files, split, state, run, args, processes):
     own = processes.own(shares)
     skipped_in_a_row = 0
     progress = Progress(processes, start, total_steps)
-    began, waited = time.perf_counter(), 0.0
     with StopSignals() as signals:
         for number in range(start, total_steps):
             # Shares, one after another; their gradients add up.
+            began, waited = time.perf_counter(), 0.0
             epoch, step = divmod(number, steps)
             statistics = [buffer.clone() for buffer in net.buffers()]
             sums = 0.0  # of loss and accuracy
@@ -603,18 +638,18 @@ def train(net, front_end, files, split, state, run, args, processes):
             else:
                 optimizer.step()
                 skipped_in_a_row = 0
-                totals += torch.tensor([loss, accuracy, 1])
-            mean, right, _ = (totals / totals[2].clamp(min=1)).tolist()
-            seconds = time.perf_counter() - began
-            progress.update(f"loss {mean:.3f}, {right:.0%} right, {waited / seconds:.0%} waiting")
+                totals[:3] += torch.tensor([loss, accuracy, 1])
+            totals[3:] += torch.tensor([time.perf_counter() - began, waited])
+            progress.update(describe_totals(totals))
             # Log and save.
             ends_epoch = step + 1 == steps
             if ends_epoch:
-                times = {"seconds": seconds, "waiting": waited / seconds}
-                log_epoch(run, split, epoch, mean, right, optimizer, times, state)
-                totals, waited, began = torch.zeros(3), 0.0, time.perf_counter()
+                log_epoch(run, split, epoch, totals, optimizer, state)
+                totals = torch.zeros(5)
             done = number + 1
-            end = reason_to_end(stop, skipped_in_a_row, signals, run, done, total_steps)
+            end = reason_to_end(
+                stop, skipped_in_a_row, signals, run, done, total_steps, is_tested=True
+            )
             if end or ends_epoch:
                 save(run, state, split, done, steps, totals, net, optimizer)
             if end:
@@ -623,11 +658,31 @@ def train(net, front_end, files, split, state, run, args, processes):
     progress.close()
 
 
-def log_epoch(run, split, epoch, loss, accuracy, optimizer, times, state):
-    """Log the means over the steps of an epoch."""
-    lr = optimizer.param_groups[0]["lr"]
-    row = {"split": split, "epoch": epoch + 1, "loss": loss, "accuracy": accuracy, "lr": lr}
-    run.log(**row, **times, skipped=state["skipped"])
+def means_of(totals):
+    """The mean loss and accuracy of the steps so far, and the fraction of the time spent waiting.
+
+    totals  (5,) of an epoch so far: the sums of loss and accuracy, and the steps that they are of;
+            its seconds, and those of waiting for data
+
+    The first two are NaN if all steps were skipped.
+    """
+    loss, accuracy, steps, seconds, waited = totals
+    return (loss / steps).item(), (accuracy / steps).item(), (waited / seconds).item()
+
+
+def describe_totals(totals):
+    loss, accuracy, waiting = means_of(totals)
+    return f"loss {loss:.3f}, {accuracy:.0%} right, {waiting:.0%} waiting"
+
+
+def log_epoch(run, split, epoch, totals, optimizer, state):
+    """Log the means over the steps of an epoch: see `means_of`."""
+    loss, accuracy, waiting = means_of(totals)
+    row = {"split": split, "epoch": epoch + 1}
+    if totals[2] > 0:
+        row |= {"loss": loss, "accuracy": accuracy}
+    times = {"seconds": totals[3].item(), "waiting": waiting}
+    run.log(**row, lr=optimizer.param_groups[0]["lr"], **times, skipped=state["skipped"])
 
 
 def save(run, state, split, number, steps, totals, net, optimizer):
@@ -651,31 +706,50 @@ def loading(args, processes):
 # -------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def embed(net, front_end, files, processes, workers=0):
-    """{path: (V, D)}: the averaged features of the views of all files, on every process."""
-    net.eval()
-    device = processes.device
-    mine = range(processes.rank, len(files), processes.world_size)
-    views = DataLoader(
+def own_files(files, processes):
+    """The numbers of the files that this rank tests or embeds."""
+    return range(processes.rank, len(files), processes.world_size)
+
+
+def read_views(files, numbers, what, processes, workers):
+    """Read all views of these files, one file after another: an iterator over (views, label)."""
+    loader = DataLoader(
         files,
         batch_size=None,
-        sampler=[(i, None) for i in mine],
+        sampler=[(i, None) for i in numbers],
+        collate_fn=share_memory,
         num_workers=workers,
         pin_memory=processes.on_gpu,
     )
+    return tqdm(loader, what, disable=processes.rank > 0, mininterval=1)
+
+
+@torch.no_grad()
+def embed(net, front_end, files, processes, workers=0):
+    """{path: (V, D)}: the averaged features of the views of all files, on every process.
+
+    Raises BadInput if some are not finite.
+    """
+    net.eval()
+    device = processes.device
+    mine = own_files(files, processes)
     features = {}
-    bar = tqdm(views, "features", disable=processes.rank > 0, mininterval=1)
-    for i, (x, _) in zip(mine, bar):  # uint8 (V, 3, T, H, W) or float (V, S)
+    # Views x: uint8 (V, 3, T, H, W) or float (V, S).
+    for i, (x, _) in zip(mine, read_views(files, mine, "features", processes, workers)):
         path, _ = files.items[i]
         with processes.autocast():
             x = net.features(front_end(x.to(device, non_blocking=True)))
         features[path] = net.avgpool(x.float()).flatten(1).cpu()
-    if processes.world_size == 1:
-        return features
-    parts = [None] * processes.world_size
-    dist.all_gather_object(parts, features)
-    return {path: x for part in parts for path, x in part.items()}
+    if processes.world_size > 1:
+        parts = [None] * processes.world_size
+        dist.all_gather_object(parts, features)
+        features = {path: x for part in parts for path, x in part.items()}
+    not_finite = sum(not x.isfinite().all() for x in features.values())
+    if not_finite:
+        raise BadInput(
+            f"features of {not_finite} of {len(files)} files are not finite; name another --ckpt"
+        )
+    return features
 
 
 def fit_probe(fc, features, items):
@@ -744,11 +818,8 @@ def predict(net, front_end, files, processes, workers=0):
     """Yield (logits (V, C), label) of the test files of this rank."""
     processes.share_buffers(net)  # an answer must not depend on which rank gives it
     net.eval()
-    mine = [(i, None) for i in range(processes.rank, len(files), processes.world_size)]
-    views = DataLoader(
-        files, batch_size=None, sampler=mine, num_workers=workers, pin_memory=processes.on_gpu
-    )
-    for x, label in tqdm(views, "test", disable=processes.rank > 0, mininterval=1):
+    mine = own_files(files, processes)
+    for x, label in read_views(files, mine, "test", processes, workers):
         x = front_end(x.to(processes.device, non_blocking=True))  # (V, 3, T, H, W), (V, 1, P, Q)
         with processes.autocast():
             logits = net(x)
@@ -767,13 +838,23 @@ def evaluate(predictions, files, classes, processes):
 
     The answer for a file is the mean of the softmax of its views (our choice: 4.1 averages "the
     model predictions"). Each file counts once, on any number of processes.
+
+    Raises BadInput if one of the answers is not finite: the highest of them means nothing.
     """
     counts = torch.zeros(classes, classes, dtype=torch.int64, device=processes.device)
+    not_finite = torch.zeros((), dtype=torch.int64, device=processes.device)
     for logits, label in predictions:
         answer = logits.softmax(1).mean(0).argmax()
         counts[label, answer] += 1
+        not_finite += ~logits.isfinite().all()
     if processes.world_size > 1:
         dist.all_reduce(counts)
+        dist.all_reduce(not_finite)
+    if not_finite > 0:
+        raise BadInput(
+            f"the network's answers for {not_finite} of {len(files)} test files are not finite; "
+            "name another --ckpt, or take a lower --lr with another --out"
+        )
     assert counts.sum() == len(files), "a test file was skipped, or counted twice"
     return counts.cpu()
 
@@ -789,6 +870,7 @@ def draw_confusion(counts, names, title, path):
     )
     axes.imshow(percent.numpy(), vmin=0, vmax=160, cmap="Blues")  # 100 % is not too dark to read on
     font = 9 if few else 7
+    names = [drawable(name) for name in names]
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
     axes.set_yticks(range(len(names)), names, fontsize=font)
     if few:
@@ -884,6 +966,9 @@ def finish(args, source, state, sets, run):
     counts = sum(state["confusion"].values())
     *_, names = next(iter(sets.values()))
     right = counts.diag() / counts.sum(1).clamp(min=1)
+    if state["skipped"]:
+        problem = "a loss or a gradient was not finite"
+        lines.insert(0, f"{args.task}: {state['skipped']} steps were skipped, since {problem}")
     run.write("confusion.png", partial(draw_confusion, counts, names, lines[-1]))
     run.finish(
         {
@@ -897,6 +982,7 @@ def finish(args, source, state, sets, run):
             "weights": source.describe(),
             "pretraining_epoch": source.epoch,
             "pretraining_step": source.step,
+            "skipped": state["skipped"],
             "training_seconds": sum(row["seconds"] for row in state["log"]),
             "settings": run.settings,
         }
@@ -917,16 +1003,21 @@ def main(args):
     check_args(args, task, world_size)
     sound = {name: source.front_end[name] for name in task["sound"]}
     fmt = Format(args.frames, args.fps, args.short_side, args.crop, **sound)
+    check_length(task, fmt)
     sets = read_splits(args, task, fmt)
     settings = {**vars(args), "weights": source.describe(), "processes": world_size}
+    settings["digest"] = source.digest()
 
     # Processes, and the folder of the run.
     repeat_exactly()
     processes.start()
-    if source.backbone == "video" and not args.probe:
+    if source.backbone == "video":
         largest = largest_map(args.width, args.frames, args.crop, source.network)
-        processes.check_gpu(args.share, largest)
-    run = Run(args.out, processes, settings, MAY_CHANGE, before, file="last.pt", foreign="*")
+        processes.check_gpu(args.clips, 3 * largest, "--clips")
+        if not args.probe:
+            processes.check_gpu(args.share, largest)
+    older = partial(before, digest=settings["digest"])
+    run = Run(args.out, processes, settings, MAY_CHANGE, older, file="last.pt", foreign="*")
     nothing = {"split": None, "epoch": 0, "log": [], "skipped": 0}
     nothing |= {"confusion": {}, "accuracy_of_shots": {}}  # of the splits that are tested
     state = nothing | (run.checkpoint or {})
@@ -987,10 +1078,7 @@ def main(args):
 if __name__ == "__main__":
     with one_line_errors(
         "finetune.py",
-        interrupted="the same command resumes from the last epoch",
-        hints={
-            torch.OutOfMemoryError: "a --share is too large for the memory of this GPU (about 1 GB "
-            "a clip of 32 frames); take a smaller one"
-        },
+        interrupted="the same command resumes from the last epoch; a probe begins again",
+        hints=TOO_LARGE,
     ):
         main(parse_args())

@@ -2274,7 +2274,8 @@ def test_fine_tuning_takes_the_network_from_the_checkpoint(run, toy, tmp_path, m
     _, printed = fine_tune(toy, tmp_path / "mixed", "toy-action", *flags)
     tensors = len(checkpoint["video"])
     assert f"mixed.pt (epoch 1, step 9, k 4), mc3_18: {tensors} tensors, 0.2 M" in printed
-    assert checked == [(20, models.largest_map(8, 8, 24, "mc3_18"))]
+    largest = models.largest_map(8, 8, 24, "mc3_18")
+    assert checked == [(2, 3 * largest, "--clips"), (20, largest)]
     kept = torch.load(tmp_path / "mixed" / "split1.pt", weights_only=True)
     assert kept["networks"] == {"video": "mc3_18"}
     models.mc3_18(8, 10).load_state_dict(kept["model"])
@@ -2328,6 +2329,14 @@ def test_what_fine_tuning_refuses(run, toy, tmp_path):
     assert "--split 6: must be 1 to 5, or all" in refusal(*sound, "--split", 6)
     assert "--shots [0, 1]: must be 1 or more" in refusal(*sound, "--probe", "--shots", 1, 0)
     assert "--shots [1, 2]: must be one number" in refusal(*sound, "--shots", 1, 2)
+    for size in (0, -20):
+        assert f"--batch-size {size}: must be above 0" in refusal(*sound, "--batch-size", size)
+    assert "--share 1: must be 2 or more, and" in refusal(*sound, "--share", 1)
+    assert "--width 0: must be a multiple of 8" in refusal(*sound[:-2], "--width", 0)
+    # An environment variable that is not set: this is not training from scratch.
+    assert "--ckpt : not a checkpoint" in refusal(*sound, "--ckpt", "")
+    short = refusal(*sound, "--frames", 1, "--fps", 50)
+    assert "--frames 1 --fps 50: a sound lasts frames / fps seconds, which must be more" in short
     small = [*sound, "--batch-size", 20, "--shots"]
     assert "class bounce has only 4 files to train on" in refusal(*small, 5)
     assert "class bounce has only 4 files" in refusal(*small, 1, 5, "--probe")
@@ -2339,6 +2348,47 @@ def test_what_fine_tuning_refuses(run, toy, tmp_path):
     _, _, errors = run_script("finetune.py", *argv, tmp_path / "lost.pt")
     assert "lost.pt/ucfTrainTestlist/classInd.txt: Not a directory" in errors
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_probe_asks_nothing_of_a_training():
+    args = finetune.parse_args(["--task", "hmdb51", "--probe", "--epochs", "2"])
+    args.crop, args.scale, args.short_side, args.width = 158, (181, 226), 190, 64
+    finetune.check_args(args, finetune.TASKS["hmdb51"], world_size=3)
+    args.probe = False
+    with pytest.raises(BadInput, match="--batch-size 96: must be 12 for each process"):
+        finetune.check_args(args, finetune.TASKS["hmdb51"], world_size=3)
+
+
+def test_weights_that_are_not_finite_have_no_accuracy(run, toy, tmp_path):
+    """Else the first class would be the answer for each file, and 10 % of them right."""
+    checkpoint = load_checkpoint(run)
+    checkpoint["audio"]["conv1.weight"][0] = math.nan
+    torch.save(checkpoint, tmp_path / "broken.pt")
+    out = tmp_path / "out"
+    for flags in (["--probe"], ["--probe", "--shots", 1], ["--epochs", 1, "--warmup", 0]):
+        flags = fine_tuning_flags(toy, out, "toy-sound", "--ckpt", tmp_path / "broken.pt", *flags)
+        status, printed, errors = run_script("finetune.py", *flags)
+        assert status == 2 and "top-1" not in printed
+        assert "not finite; name another --ckpt" in errors.splitlines()[-1]
+        assert not (out / "result.json").exists()
+        shutil.rmtree(out)
+
+
+def test_a_finished_run_is_of_the_weights_that_it_had(run, toy, tmp_path):
+    """A pretraining may be made again in the same folder, and end at the same step."""
+    ckpt = tmp_path / "runs" / "checkpoint.pt"
+    ckpt.parent.mkdir()
+    checkpoint = load_checkpoint(run)
+    torch.save(checkpoint, ckpt)
+    out, flags = tmp_path / "probe", ["--probe", "--ckpt", ckpt]
+    fine_tune(toy, out, "toy-sound", *flags)
+    same = tmp_path / "runs" / "." / "checkpoint.pt"
+    flags[-1] = str(same.parent) + "/./" + same.name
+    assert "was finished before" in fine_tune(toy, out, "toy-sound", *flags)[1]
+    checkpoint["audio"]["conv1.weight"] += 1
+    torch.save(checkpoint, ckpt)
+    again = fine_tuning_flags(toy, out, "toy-sound", *flags)
+    assert "holds a run of other arguments (digest" in refused("finetune.py", *again)
 
 
 def test_pixels_follow_the_crop_of_the_checkpoint_in_proportion():

@@ -44,7 +44,7 @@ def add_command(commands, name, help):
 
 
 def printable(text):
-    """The text as any terminal can print it: the name of a file need not be valid UTF-8."""
+    """The text as UTF-8 can hold it: the name of a file need not be valid UTF-8."""
     return str(text).encode(errors="backslashreplace").decode()
 
 
@@ -57,12 +57,16 @@ def drawable(text):
 def one_line_errors(script, interrupted, fixable=(BadInput, OSError), hints=None):
     """End `script` in one line, with exit status 2, if one of the `fixable` exceptions is raised.
 
-    So it ends, too, where a process that reads for a DataLoader was killed.
+    So it ends, too, where a process that reads for a DataLoader was killed, or had no room for what
+    it had read.
 
     interrupted  what Ctrl-C costs, and how to resume
     hints        {exception type: the line to print instead of the exception's own message}
     """
     hints = hints or {}
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # A terminal may have fewer characters.
     try:
         yield
     except (*fixable, *hints) as error:
@@ -81,11 +85,10 @@ def one_line_errors(script, interrupted, fixable=(BadInput, OSError), hints=None
         print(f"{script}: error: {printable(message)}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        # This is how a DataLoader says that one of its processes was killed.
-        if not str(error).startswith("DataLoader worker"):
+        message = problem_of_reading(str(error))
+        if message is None:
             raise
-        remedy = "run the command again with fewer --workers, or with more memory (shared, too)"
-        print(f"{script}: error: a reading process died ({error}); {remedy}", file=sys.stderr)
+        print(f"{script}: error: {message}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
         if os.environ.get("RANK", "0") == "0":
@@ -93,6 +96,19 @@ def one_line_errors(script, interrupted, fixable=(BadInput, OSError), hints=None
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(f"{script}: interrupted; {interrupted}")
+
+
+def problem_of_reading(message):
+    """What a user can do about a RuntimeError of a DataLoader's processes; None for any other."""
+    if "unable to allocate shared memory" in message:
+        return (
+            "shared memory, /dev/shm, is full; make it larger (docker run --shm-size), or take "
+            "fewer --workers"
+        )
+    if message.startswith("DataLoader worker"):  # This is how it says that one was killed.
+        remedy = "run the command again with fewer --workers, or with more memory (shared, too)"
+        return f"a reading process died ({message}); {remedy}"
+    return None
 
 
 def moved(old, new):

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import pickle
 import platform
 import signal
 import subprocess
@@ -99,24 +100,24 @@ class Processes:
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def check_gpu(self, share, largest_map):
+    def check_gpu(self, number, largest_map, flag="--share"):
         """Refuse, or warn of, what is known to go wrong on a GPU.
 
-        share        samples that go through the networks together
-        largest_map  elements of the largest map of one of them
+        number       what goes through the networks together, as `flag` gives it
+        largest_map  elements of the largest map of one of these
 
-        Raises BadInput for a share whose map is too large for PyTorch's kernels.
+        Raises BadInput for a number with a map that is too large for PyTorch's kernels.
         """
         if not self.on_gpu:
             return
         most = (2**31 - 1) // largest_map
-        if share > most:
+        if number > most:
             raise BadInput(
-                f"--share {share}: its largest map has more than 2^31 elements, to which GPU "
+                f"{flag} {number}: its largest map has more than 2^31 elements, to which GPU "
                 f"kernels count; take {most} or less"
             )
-        if self.precision == "bf16" and 2 * share * largest_map > 2**31:
-            self.report(f"warning   --share {share} has maps above 2 GiB, which may be slow")
+        if self.precision == "bf16" and 2 * number * largest_map > 2**31:
+            self.report(f"warning   {flag} {number} has maps above 2 GiB, which may be slow")
         problem = cudnn_problem()
         if self.precision == "bf16" and problem:
             self.report(f"warning   {problem}")
@@ -154,11 +155,11 @@ class Processes:
         if self.rank == 0:
             try:
                 found = [work()]
-            except BadInput as error:
+            except (BadInput, OSError) as error:
                 found = [error]
         if self.world_size > 1:
             dist.broadcast_object_list(found, group=self.slow_group)
-        if isinstance(found[0], BadInput):
+        if isinstance(found[0], (BadInput, OSError)):
             raise found[0]
         return found[0]
 
@@ -289,12 +290,13 @@ TOO_LARGE = {
 SKIPS = 10  # steps in a row whose loss or gradient is not finite end a run
 
 
-def reason_to_end(stop, skipped_in_a_row, signals, run, step, total_steps):
+def reason_to_end(stop, skipped_in_a_row, signals, run, step, total_steps, is_tested=False):
     """The exception that ends a run after this step, which is to be saved first, or None.
 
-    stop  whether any process was told to stop
+    stop       whether any process was told to stop: a run that is at its end does not
+    is_tested  whether a test follows the last step, so that the run is not at its end there
     """
-    if stop and step < total_steps:
+    if stop and (step < total_steps or is_tested):
         name = signals.received or "a signal to another process"
         return Stopped(
             f"stopped by {name}, after step {step} of {total_steps}, which is saved; the same "
@@ -551,7 +553,7 @@ class Run:
         differing = [
             f"{name} {then.get(name)} and not {value}"
             for name, value in self.settings.items()
-            if name not in may_change and then.get(name) != value
+            if name not in may_change and not is_same_setting(name, then.get(name), value)
         ]
         if differing:
             raise BadInput(
@@ -573,10 +575,11 @@ class Run:
 
         Raises BadInput if another process uses the folder.
         """
-        if self.rank > 0:
-            return
+        self.processes.on_rank_0(partial(self.begin_on_rank_0, list(rows)))
+
+    def begin_on_rank_0(self, rows):
         lock_folder(self.out)
-        self.rows = list(rows)
+        self.rows = rows
         if self.checkpoint is None:
             # A run whose checkpoint somebody has removed may have left these.
             for name in ("log.jsonl", "bad.txt", "result.json"):
@@ -743,6 +746,13 @@ def load_checkpoint(path):
     return checkpoint
 
 
+def is_same_setting(name, then, now):
+    """Whether the values are equal. A path may be spelled in several ways: runs/k1, ./runs/k1/."""
+    if name in ("data", "ckpt") and isinstance(then, str) and isinstance(now, str):
+        return Path(then) == Path(now)
+    return then == now
+
+
 def load_plain(path):
     """Load a file of torch.save that holds a dict of tensors and plain values, on the CPU.
 
@@ -753,8 +763,10 @@ def load_plain(path):
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise BadInput(error.strerror) from error
-    except Exception as error:  # A foreign file can make the unpickler raise nearly anything.
+    except pickle.UnpicklingError as error:
         raise BadInput("only tensors and plain values are read") from error
+    except Exception as error:  # A foreign file can make torch raise nearly anything.
+        raise BadInput("it is damaged, or no file of torch.save") from error
     if not isinstance(found, dict):
         raise BadInput("it holds no dict")
     return found

@@ -201,6 +201,36 @@ def test_where_a_reading_process_dies_the_run_is_saved_and_ends_in_one_line(caps
         raise RuntimeError("a mistake of ours")
 
 
+def test_a_reading_process_without_shared_memory_ends_in_one_line(monkeypatch, capsys):
+    """By default what it read would be lost without a word, and the reader would wait for ever."""
+
+    def share_memory_(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", share_memory_)
+    files = [({"views": [torch.zeros(3)]}, 0)]
+    processes = Processes()
+    processes.start()
+    with pytest.raises(SystemExit), one_line_errors("x.py", "start again"):
+        next(iter(finetune.read_views(NoKeys(files), [0], "test", processes, workers=1)))
+    assert "x.py: error: shared memory, /dev/shm, is full; make it larger (docker" in (
+        capsys.readouterr().err
+    )
+    [item] = finetune.read_views(NoKeys(files), [0], "test", processes, workers=0)
+    assert item is files[0]
+
+
+class NoKeys(torch.utils.data.Dataset):
+    """Items that are asked for as those of the labelled sets are: by (number, key)."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __getitem__(self, place):
+        number, _ = place
+        return self.items[number]
+
+
 # How Python starts a process by default: before 3.14, and from then on.
 STARTS = ("fork", "forkserver")
 

@@ -143,7 +143,7 @@ def test_processes_share_out_the_shares_of_a_minibatch():
 def test_the_share_of_an_old_checkpoint_is_the_batch_of_one_of_its_processes():
     assert pretrain.before({"batch_size": 512, "processes": 8})["share"] == 64
     assert pretrain.before({"batch_size": 512})["share"] == 512
-    assert finetune.before({"batch_size": 96, "processes": 8})["share"] == 12
+    assert finetune.before({"batch_size": 96, "processes": 8}, 0)["share"] == 12
 
 
 def test_each_share_has_the_key_of_its_place_and_the_first_updates_the_statistics(
@@ -285,6 +285,38 @@ def test_fine_tuning_that_is_told_to_stop_resumes_within_its_epoch(
     assert not list(half.glob("*-before*"))
 
 
+def test_fine_tuning_that_is_told_to_stop_in_its_last_step_is_not_tested(
+    toy, tmp_path, monkeypatch
+):
+    """A test may take longer than the half minute before the process is killed."""
+    with monkeypatch.context() as patch:
+        interrupt_after(8, signal.SIGTERM, patch, finetune)
+        with pytest.raises(Stopped, match="after step 4 of 4, which is saved"):
+            fine_tune_here(toy, tmp_path, "--share", 10)
+    assert not (tmp_path / "result.json").exists()
+    fine_tune_here(toy, tmp_path, "--share", 10)
+    assert (tmp_path / "result.json").exists()
+
+
+def test_the_seconds_of_fine_tuning_are_those_of_all_starts(toy, tmp_path, monkeypatch):
+    loss_of_share = finetune.loss_of_share
+
+    def slow(*inputs):
+        time.sleep(0.2)
+        return loss_of_share(*inputs)
+
+    monkeypatch.setattr(finetune, "loss_of_share", slow)
+    flags = ["--share", 10, "--epochs", 1, "--warmup", 0]
+    with monkeypatch.context() as patch:
+        interrupt_after(2, signal.SIGTERM, patch, finetune)
+        with pytest.raises(Stopped, match="after step 1 of 2"):
+            fine_tune_here(toy, tmp_path, *flags)
+    fine_tune_here(toy, tmp_path, *flags)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["training_seconds"] > 4 * 0.2
+    assert len(read_log(tmp_path, "seconds")) == 1
+
+
 def test_a_step_of_fine_tuning_that_is_not_finite_is_skipped(toy, tmp_path, monkeypatch):
     """The running statistics, too, are those of before; ten such steps in a row end it."""
     keys, statistics, loss_of_share = [], [], finetune.loss_of_share
@@ -301,10 +333,21 @@ def test_a_step_of_fine_tuning_that_is_not_finite_is_skipped(toy, tmp_path, monk
     assert keys == list(itertools.product([0], range(2), range(2), range(2)))
     assert read_log(tmp_path / "one", "skipped") == [1, 1]
     assert np.isfinite(read_log(tmp_path / "one")).all()
+    result = json.loads((tmp_path / "one" / "result.json").read_text())
+    assert result["skipped"] == 1
+    assert result["summary"][0] == (
+        "toy-sound: 1 steps were skipped, since a loss or a gradient was not finite"
+    )
     assert_equal(statistics[4], statistics[2])
     with pytest.raises(AssertionError):
         assert_equal(statistics[6], statistics[4])
-    spoiled[:] = range(9, 100)
+    keys.clear()
+    spoiled[:] = range(1, 5)  # all steps of the first epoch
+    fine_tune_here(toy, tmp_path / "epoch", "--share", 10)
+    assert len(read_log(tmp_path / "epoch")) == 1  # The first epoch has no loss.
+    assert read_log(tmp_path / "epoch", "skipped") == [2, 2]
+    keys.clear()
+    spoiled[:] = range(1, 100)
     with pytest.raises(BadInput, match="10 steps in a row had a loss or a gradient"):
         fine_tune_here(toy, tmp_path / "all", "--epochs", 6)
 

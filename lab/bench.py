@@ -523,12 +523,11 @@ def time_steps(row, make_step, batches, warm_up, steps):
         step.run(next(batches))
     if step.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()  # cuDNN takes more while it times its algorithms.
-    steps_of_block = math.ceil(steps / 4)
     total, waited = 0.0, 0.0
-    for _ in range(steps // steps_of_block):
+    for block in np.array_split(range(steps), min(4, steps)):
         synchronize(step.device)
         start = time.perf_counter()
-        for _ in range(steps_of_block):
+        for _ in block:
             tick = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - tick
@@ -536,7 +535,7 @@ def time_steps(row, make_step, batches, warm_up, steps):
         synchronize(step.device)
         seconds = time.perf_counter() - start
         total += seconds
-        row.rates.append(steps_of_block * row.share / seconds)
+        row.rates.append(len(block) * row.share / seconds)
     row.waiting = waited / total
 
 

@@ -93,9 +93,13 @@ def run_once(args, sources, work):
     processes = Processes(args.precision)
     settings = {**vars(args), "weights": weights_in_words(sources)}
     settings["processes"] = processes.world_size
+    older = {"digest": [source.digest() for source in sources]}  # What an older run lacks.
+    settings |= older
     repeat_exactly()
     processes.start()
-    run = Run(args.out, processes, settings, MAY_CHANGE, file="last.pt", foreign="*")
+    run = Run(
+        args.out, processes, settings, MAY_CHANGE, lambda _: older, file="last.pt", foreign="*"
+    )
     summary = (run.checkpoint or {}).get("summary")
     if summary:
         processes.report("\n".join([f"{args.out} was finished before", *summary]))
@@ -113,5 +117,7 @@ def run_once(args, sources, work):
     }
     run.finish({**common, **result})
     run.save({"summary": lines})
+    if processes.rank == 0:
+        run.checkpoint_before.unlink(missing_ok=True)
     processes.report("\n".join(lines))
     processes.end()

@@ -44,8 +44,10 @@ from data import AudioFrontEnd, VideoFrontEnd
 from finetune import (
     MAY_CHANGE,
     PAPER,
+    TOO_LARGE,
     TOY,
     Source,
+    check_length,
     embed,
     fit_linear,
     make_set,
@@ -314,7 +316,7 @@ def check_retrieve_args(args, task):
         ("short_side", args.crop <= args.short_side, f"--crop {args.crop} or more"),
         ("clips", args.clips >= 1, "1 or more"),
         ("width", args.width >= 8 and args.width % 8 == 0, "a multiple of 8"),
-        ("network", args.network is None or not args.ckpt, "left out: --ckpt names its own"),
+        ("network", args.network is None or args.ckpt is None, "left out: --ckpt names its own"),
         ("network", args.network is None or sees, "left out: it sees no sound"),
         ("seed", args.seed >= 0, "0 or more"),
         ("workers", args.workers >= 0, "0 or more"),
@@ -411,6 +413,7 @@ def run_retrieve(args):
     check_retrieve_args(args, task)
     sound = {name: source.front_end[name] for name in task["sound"]}
     fmt = Format(args.frames, args.fps, args.short_side, args.crop, **sound)
+    check_length(task, fmt)
     splits = [args.split]
     if args.split == "all":
         splits = range(1, task["splits"] + 1)
@@ -480,9 +483,13 @@ def run_splits(args, source, fmt, sets, settings, of_split, report, finish):
     processes = Processes(args.precision)
     task = tasks_of(args.command)[args.task]
     settings |= {"weights": source.describe(), "processes": processes.world_size}
+    older = {"digest": source.digest()}  # What the settings of an older run lack.
+    settings |= older
     repeat_exactly()
     processes.start()
-    run = Run(args.out, processes, settings, MAY_CHANGE, file="last.pt", foreign="*")
+    run = Run(
+        args.out, processes, settings, MAY_CHANGE, lambda _: older, file="last.pt", foreign="*"
+    )
     state = {"splits": {}} | (run.checkpoint or {})
     if state.get("summary"):
         processes.report("\n".join([f"{args.out} was finished before", *state["summary"]]))
@@ -520,6 +527,7 @@ def run_splits(args, source, fmt, sets, settings, of_split, report, finish):
         }
         run.finish({**common, **result})
         run.save({**state, "summary": lines})
+        run.checkpoint_before.unlink(missing_ok=True)
         processes.report("\n".join(lines))
     processes.end()
 
@@ -577,7 +585,7 @@ def parse_args(argv=None):
 
 if __name__ == "__main__":
     resumes = "the same command resumes after the last split that was done, if there are splits"
-    with one_line_errors("python -m lab.evaluate", interrupted=resumes):
+    with one_line_errors("python -m lab.evaluate", interrupted=resumes, hints=TOO_LARGE):
         args = parse_args()
         work, *_ = COMMANDS[args.command]
         work(args)

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from data import Titles, stack_frames
+from data import Titles, share_memory, stack_frames
 from harness.errors import BadInput, drawable
 from harness.flags import check_rules
 from lab.checkpoint import (
@@ -226,6 +226,7 @@ def embed_clips(clips, extractors, fronts, processes, workers):
         clips,
         batch_size=None,
         sampler=mine,
+        collate_fn=share_memory,
         num_workers=workers,
         pin_memory=processes.on_gpu,
     )

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from data import AudioFrontEnd, Titles, log_mel_on_one_thread
 from harness.errors import BadInput, drawable, make_parser, one_line_errors, printable
 from harness.files import in_own_process
+from harness.flags import check_rules, rule_of_window
 from media.collection import probe
 from media.format import TOLERANCE, Format
 from media.reader import CENTRE, Reader, crop, read_snippets
@@ -58,7 +59,7 @@ def show_snippet(path, at, fmt, out, language=None):
     extent = (at, end, 0, fmt.mels)
     sound_panel.imshow(log_mel.numpy(), extent=extent, origin="lower", aspect="auto", cmap="magma")
     sound_panel.set(xlabel="s", ylabel="mel filter")
-    figure.savefig(out, dpi=DPI)
+    figure.savefig(out, dpi=DPI, format="png")
 
 
 def read_snippet(path, at, fmt, language):
@@ -72,6 +73,8 @@ def read_snippet(path, at, fmt, language):
             raise BadInput(f"{path}: no {missing} in it; a snippet needs frames and sound")
         start, end = reader.span(reader.video, reader.audio)
         last = end - start - fmt.seconds
+        if last + TOLERANCE < 0:
+            raise BadInput(f"{path}: shorter than {fmt.seconds:g} s, a snippet; name another file")
         if not 0 <= at <= last + TOLERANCE:
             raise BadInput(
                 f"--at {at:g} s: must be from 0 to {max(last, 0):.1f} s, for a whole snippet"
@@ -100,7 +103,7 @@ def show_scenes(path, fmt, out, language=None):
         find_scenes, path, info.start, count, fmt, log_mel, language
     )
     figure = draw_scenes(scenes, novelty, pictures, fmt.seconds, os.path.basename(path))
-    figure.savefig(out, dpi=DPI)
+    figure.savefig(out, dpi=DPI, format="png")
 
 
 def draw_scenes(scenes, novelty, pictures, seconds, name):
@@ -244,7 +247,7 @@ def parse_args(argv=None):
     add("--language", help="prefer the audio track of this language, as files tag it: eng, deu")
     add("--at", type=clock_time, default=0.0, help="where the snippet begins: 00:31:00, or seconds")
     add("--scenes", action="store_true", help="show all scenes, as --w scene finds them")
-    add("--out", default="snippet.png", help="the picture to write")
+    add("--out", default="snippet.png", help="the picture to write, a PNG")
     return parser.parse_args(argv)
 
 
@@ -264,11 +267,10 @@ def clock_time(text):
 def check_format(args):
     """Raise BadInput for sizes that no snippet can have."""
     sizes = Format.of(args)
-    for name, value in vars(sizes).items():
-        if not value > 0:  # This refuses NaN as well.
-            raise BadInput(f"--{name.replace('_', '-')} {value}: must be above 0")
-    if sizes.crop > sizes.short_side:
-        raise BadInput(f"--crop {sizes.crop}: must be --short-side ({sizes.short_side}) or less")
+    rules = [(name, value > 0, "above 0") for name, value in vars(sizes).items()]
+    fits = sizes.crop <= sizes.short_side
+    rules.append(("crop", fits, f"--short-side ({sizes.short_side}) or less"))
+    check_rules(sizes, [*rules, rule_of_window(sizes)])
 
 
 def main(args):
@@ -292,7 +294,7 @@ def main(args):
         show_scenes(args.source, fmt, args.out, args.language)
     else:
         show_snippet(args.source, args.at, fmt, args.out, args.language)
-    print(args.out)
+    print(printable(args.out))
 
 
 if __name__ == "__main__":

@@ -417,7 +417,7 @@ class SlowStep:
             yield None
 
 
-@pytest.mark.parametrize("steps, blocks", [(20, 4), (2, 2), (1, 1)])
+@pytest.mark.parametrize("steps, blocks", [(20, 4), (5, 4), (7, 4), (2, 2), (1, 1)])
 def test_a_speed_is_that_of_blocks_of_steps_after_the_warm_up(steps, blocks, monkeypatch):
     clock = Clock()
     monkeypatch.setattr(bench, "time", clock)

@@ -51,7 +51,8 @@ def published(name, root):
 
 def read_lines(path):
     """The lines of a file that are not blank, without the space around them."""
-    lines = [line.strip() for line in path.read_text().splitlines()]
+    # A byte order mark is no part of the first line.
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     return [line for line in lines if line]
 
 
@@ -61,10 +62,11 @@ def ucf101(root, split, train):
     half = "train" if train else "test"
     with published("ucf101", root):
         class_lines = read_lines(root / "ucfTrainTestlist/classInd.txt")
-        names = [line.split()[1] for line in class_lines]  # "3 Archery"
+        names = [line.split(maxsplit=1)[1] for line in class_lines]  # "3 Archery"
         items = []
-        for line in read_lines(root / f"ucfTrainTestlist/{half}list{split:02d}.txt"):
-            file = line.split()[0]  # In a training list, the label follows the file.
+        for file in read_lines(root / f"ucfTrainTestlist/{half}list{split:02d}.txt"):
+            if train:
+                file, _ = file.rsplit(maxsplit=1)  # The label follows the file.
             label = names.index(file.split("/")[0])
             items.append((root / "UCF-101" / file, label))
     return items, names
@@ -87,7 +89,7 @@ def hmdb51(root, split, train):
         items = []
         for label, name in enumerate(names):
             for line in read_lines(folder / (name + ending)):
-                file, mark = line.split()
+                file, mark = line.rsplit(maxsplit=1)
                 if mark == half:
                     items.append((root / "hmdb51_org" / name / file, label))
     return items, names
@@ -105,9 +107,14 @@ def esc50(root, split, train):
         for row in csv.DictReader(read_lines(root / "meta/esc50.csv")):
             label = int(row["target"])
             name_of[label] = row["category"]
-            for_training = int(row["fold"]) != split
+            fold = int(row["fold"])
+            if not 1 <= fold <= 5:
+                raise ValueError(f"fold {fold}, of 1 to 5")
+            for_training = fold != split
             if for_training == train:
                 items.append((root / "audio" / row["filename"], label))
+        if sorted(name_of) != list(range(len(name_of))):
+            raise ValueError("a target is missing, of those from 0 to the highest")
     return items, [name_of[label] for label in sorted(name_of)]
 
 

@@ -948,6 +948,30 @@ def test_hmdb51_splits_are_read_as_published(tmp_path):
     assert waves == ["wave_2.avi", "wave_5.avi", "wave_8.avi"]
 
 
+def test_names_with_spaces_and_a_byte_order_mark_are_read(tmp_path):
+    lists = tmp_path / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Bounce\r\n2 Bounce Up\r\n", encoding="utf-8-sig")
+    (lists / "trainlist01.txt").write_text("Bounce/a b.avi 1\nBounce Up/c.avi 2\n")
+    (lists / "testlist01.txt").write_text("Bounce Up/d e.avi\n")
+    train, names = ucf101(tmp_path, 1, True)
+    assert names == ["Bounce", "Bounce Up"]
+    videos = tmp_path / "UCF-101"
+    assert train == [(videos / "Bounce/a b.avi", 0), (videos / "Bounce Up/c.avi", 1)]
+    assert ucf101(tmp_path, 1, False) == ([(videos / "Bounce Up/d e.avi", 1)], names)
+
+
+@pytest.mark.parametrize(
+    "row, problem", [("a.wav,6,0,dog", "fold 6, of 1 to 5"), ("a.wav,1,10,dog", "a target is miss")]
+)
+def test_sounds_that_are_not_those_of_esc50_are_refused_with_its_layout(tmp_path, row, problem):
+    """Ten of its classes have targets of their own, between which others are missing."""
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta/esc50.csv").write_text(f"filename,fold,target,category\n{row}\n")
+    with pytest.raises(BadInput, match=f"not as published .*{problem}.* should hold:\n"):
+        esc50(tmp_path, 1, True)
+
+
 SCENES = "bus busystreet office openairmarket park quietstreet restaurant supermarket tube"
 SCENES = [*SCENES.split(), "tubestation"]
 
