@@ -105,7 +105,9 @@ def draw(
     if crowded:
         draw_legend(panels[len(names) + len(extra_panels)], panels[0])
     elif names:
-        panels[0].legend()
+        # A loss falls, so that its panel has room; elsewhere curves lie anywhere.
+        place = names.index("loss") if "loss" in names else 0
+        panels[place].legend(*panels[0].get_legend_handles_labels())
     elif not last_panel and not extra_panels:
         figure.suptitle("nothing is measured yet")
     if last_panel:

@@ -76,7 +76,7 @@ BEFORE = {"sampling": "hierarchical", "title": "show", "precision": "bf16"}
 LOSSES = {MAIN: ("training loss (Equation 1)", "nats")}
 # A picture is crowded if it has more labels than these, or a label of more characters.
 FEW_LABELS = 5
-SHORT_LABEL = len("k = 16, w = scene")
+SHORT_LABEL = len("k = 16, epochs = 4")
 BY_MACHINE = {"versions", "training_seconds"}  # What a run made again need not repeat.
 RETRIEVED = ("1", "5")  # Those K of R@K that are compared.
 # {what result.json of a synchronisation has: whose sounds a video is compared with}.

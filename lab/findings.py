@@ -66,7 +66,7 @@ EVALUATED = {
     "synchronisation": "synchronisation of unseen, same title",
 }
 HALF_WAY = {f"{name} half-way": task for name, task in PROBED.items()}
-BEGINS = "begins"  # the share of the training after which a run began; 1 if it never did
+BEGINS = "begins"  # the fraction of the training after which a run began; 1 if it never did
 AVTS = ("sync_same", *PROBED)  # What AVTS learns, and what that is good for.
 AVTS_AND_OTHERS = ("synchronisation", *PROBED)
 TEMPORAL = ("action", "retrieval", "fingerprint")  # What it is tested on, beside fine-tuning.
@@ -74,8 +74,9 @@ NATS = ("loss", "kl_same_other", "kl_same_match", "kl_other_match", "gap")
 ABOUT_RUNS = """\
 A row of that file is a run, with its command's flags, its seed, its curves, and the commit, the
 processor and the versions that it was made with. `bash lab/sweep.sh --list` prints the jobs of the
-sweep (seed, world, network, tests, flags), and `--seeds 11` makes those of one seed again. A run is
-called WORLD-SEED-NETWORK, and one that tests a network has the name of the test after that."""
+sweep (seed, world, network, tests, flags); lab/README.md says how to make those of one seed again.
+A run is called WORLD-SEED-NETWORK, and one that tests a network has the name of the test after
+that."""
 ABOUT_VERDICTS = """\
 A comparison is made within each seed. *Holds*: each comparison of a finding comes out right in each
 seed. *Holds in the mean*: each does in the mean of the seeds. *In part, a of b*: a of its b
@@ -90,9 +91,9 @@ and all others in percentage points: of accuracy, of P(sᵢᵢ > sᵢⱼ), of th
 begins."""
 MEANS = """\
 Mean ± standard deviation over the seeds, of each world. Divergences are in nats, and of held-out
-titles; P(sᵢᵢ > sᵢⱼ) is a share of the pairs, and all accuracies are in %. `loss` is the mean of the
-last tenth of the steps. `none` is an untrained network under a probe, and training from scratch in
-fine-tuning."""
+titles; P(sᵢᵢ > sᵢⱼ) is a fraction of the pairs, and all accuracies are in %. `loss` is the mean of
+the last tenth of the steps. `none` is an untrained network under a probe, and training from scratch
+in fine-tuning."""
 
 
 class Figure(NamedTuple):
@@ -373,20 +374,20 @@ def figures_of_run(row):
     if "gap" in figures:
         figures["gap"] = abs(figures["gap"])
     if "kl_same_match" in row.get("curves", {}):
-        figures[BEGINS] = share_until_it_begins(*row["curves"]["kl_same_match"])
+        figures[BEGINS] = fraction_until_it_begins(*row["curves"]["kl_same_match"])
     return figures
 
 
-def share_until_it_begins(steps, divergences):
-    """Return the share of the training after which KL(S⁻‖S⁺) first reached BEGAN, or 1.
+def fraction_until_it_begins(steps, divergences):
+    """Return the fraction of the training after which KL(S⁻‖S⁺) first reached BEGAN, or 1.
 
     Between two measurements it is taken to be linear.
     """
     pairs = itertools.pairwise(zip(steps, divergences))
     for (step_before, before), (step, divergence) in pairs:
         if divergence >= BEGAN:
-            share = (BEGAN - before) / (divergence - before) if before < BEGAN else 0
-            return (step_before + share * (step - step_before)) / steps[-1]
+            part = (BEGAN - before) / (divergence - before) if before < BEGAN else 0
+            return (step_before + part * (step - step_before)) / steps[-1]
     return 1.0
 
 
@@ -551,9 +552,12 @@ def print_verdicts(answers):
     print("\n".join(table_head(heads)))
     for number, answer in answers.items():
         of_the_others = ""
-        if answer.never_began:
-            count = f"{len(answer.never_began)} left out; seeds: {seeds_in_words(answer.without)}"
-            of_the_others = f"{verdict_if_enough(answer.without)} ({count})"
+        left_out = f"{len(answer.never_began)} left out"
+        if answer.never_began and not any(answer.without):
+            of_the_others = f"no seed is left ({left_out})"
+        elif answer.never_began:
+            seeds_left = seeds_in_words(answer.without)
+            of_the_others = f"{verdict_if_enough(answer.without)} ({left_out}; seeds: {seeds_left})"
         found = verdict_if_enough(answer.margins)
         seeds = seeds_in_words(answer.margins)
         print(table_row([number, FINDINGS[number].__doc__, found, seeds, of_the_others]))

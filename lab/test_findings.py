@@ -25,11 +25,11 @@ from lab.findings import (
     FINDINGS,
     ask,
     figures_of,
+    fraction_until_it_begins,
     margins_of,
     mean_in_words,
     never_began,
     of_one_processor,
-    share_until_it_begins,
     short,
     verdict,
 )
@@ -339,11 +339,11 @@ def test_a_run_is_late_that_takes_off_late():
 
 
 def test_a_run_begins_after_the_share_of_the_training_until_the_divergence_is_reached():
-    assert share_until_it_begins([0, 100, 200, 400], [0.0, 0.05, 0.15, 2]) == pytest.approx(
+    assert fraction_until_it_begins([0, 100, 200, 400], [0.0, 0.05, 0.15, 2]) == pytest.approx(
         150 / 400
     )
-    assert share_until_it_begins([0, 400], [0.0, 0.09]) == 1
-    assert share_until_it_begins([0, 400], [0.2, 0.3]) == 0
+    assert fraction_until_it_begins([0, 400], [0.0, 0.09]) == 1
+    assert fraction_until_it_begins([0, 400], [0.2, 0.3]) == 0
 
 
 def test_the_size_of_a_discrepancy_counts_and_not_its_sign():
@@ -482,6 +482,14 @@ def test_less_than_three_seeds_make_no_verdict(tmp_path):
     # Nor do two seeds, after a run was left out that never began.
     without = "no verdict yet; so far holds (1 left out; seeds: 2 to 3)"
     assert f"| 13 | {FINDINGS[13].__doc__} | holds | 3 | {without} |" in printed
+    # Where no run with colour jitter begins, nothing is left to compare.
+    rows = made_up_rows()
+    for row in rows:
+        if row["run"].endswith("k1-jitter1"):
+            row["final"]["kl_same_match"] = 0.05
+    (tmp_path / "findings.json").write_text(json.dumps(rows))
+    _, printed, _ = run_script("lab.findings", tmp_path / "findings.json")
+    assert f"| 6 | {FINDINGS[6].__doc__} | holds | 3 | no seed is left (3 left out) |" in printed
 
 
 def test_the_page_of_the_verdicts_is_made_of_the_rows(monkeypatch):
