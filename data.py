@@ -364,14 +364,23 @@ def some_shares(sampler, share, batches=20):
             yield batch[place : place + share]
 
 
-def may_hold_one_title(sampler, share):
-    """Whether a share of a HierarchicalSampler may be of one title, though there are others.
+def check_two_titles(sampler, args):
+    """Raise BadInput unless each share of a HierarchicalSampler holds two titles.
 
     Where titles come again, the last of one round and the first of the next may be the same. With
     two groups a share, and an odd number of titles, these two are in one share.
     """
     number = len(sampler.titles)
-    return 2 * sampler.k == share and number % 2 == 1 and sampler.groups > number
+    problem = None
+    if number == 1:
+        problem = f"one title to train on is long enough for --k {args.k}"
+    elif 2 * args.k == args.share and number % 2 == 1 and sampler.groups > number:
+        problem = f"of {number} titles to train on some shares would hold one alone"
+    if problem is not None:
+        raise BadInput(
+            f"--data {args.data}: {problem}, and negatives of other titles need two; add films, or "
+            "take a smaller --k or --held-out"
+        )
 
 
 def even_samples(titles, number):
@@ -434,7 +443,7 @@ def next_batch(batches, save):
     tick = time.perf_counter()
     try:
         batch = next(batches)
-    except (BadInput, RuntimeError):  # A RuntimeError is raised where a worker has died.
+    except (BadInput, RuntimeError):  # The latter where a reading process died, or lacks memory.
         save()
         raise
     failures = [lines for lines in batch["failures"] if lines]

@@ -49,9 +49,9 @@ from data import (
     AudioFrontEnd,
     VideoFrontEnd,
     begin_or_resume,
+    check_two_titles,
     embed_held_out,
     front_end_state,
-    may_hold_one_title,
     next_batch,
     open_titles,
     own_shares,
@@ -312,18 +312,7 @@ def make_sampler(args, train):
     except ValueError as error:
         remedy = "take a smaller --k or --stride, or longer films"
         raise BadInput(f"--data {args.data}: {error}; {remedy}") from error
-    number = len(sampler.titles)
-    if number == 1:
-        remedy = "add films, or take a smaller --k or --held-out"
-        raise BadInput(
-            f"--data {args.data}: one title to train on has room for {args.k} snippets, and "
-            f"easy negatives are of two; {remedy}"
-        )
-    if may_hold_one_title(sampler, args.share):
-        raise BadInput(
-            f"--data {args.data}: of {number} titles some shares would hold one alone, and "
-            "easy negatives are of two; add films, or take a smaller --k"
-        )
+    check_two_titles(sampler, args)
     _, hard, superhard = mean_negatives(sampler, train, args.share)
     if has_hard_negatives(args) and (superhard if args.superhard else hard) == 0:
         raise BadInput(

@@ -51,9 +51,9 @@ from data import (
     Titles,
     VideoFrontEnd,
     begin_or_resume,
+    check_two_titles,
     embed_held_out,
     front_end_state,
-    may_hold_one_title,
     next_batch,
     open_titles,
     own_shares,
@@ -776,18 +776,7 @@ def make_sampler(args, train):
     except ValueError as error:
         remedy = "take lower --speeds, fewer --frames, a smaller --k, or longer films"
         raise BadInput(f"--data {args.data}: {error}; {remedy}") from error
-    number = len(sampler.titles)
-    if number == 1:
-        remedy = "add films, or take a smaller --k or --held-out"
-        raise BadInput(
-            f"--data {args.data}: one title to train on has room for {args.k} clips, and "
-            f"negatives are of another one; {remedy}"
-        )
-    if may_hold_one_title(sampler, args.share):
-        raise BadInput(
-            f"--data {args.data}: of {number} titles some shares would hold one alone, and "
-            "negatives are of another one; add films, or take a smaller --k"
-        )
+    check_two_titles(sampler, args)
     return sampler
 
 

@@ -305,7 +305,7 @@ def test_a_single_title_is_refused_since_it_has_no_easy_negatives(toy, tmp_path)
     flags = flags_of(toy, tmp_path / "out", "--data", films)
     status, _, errors = run_script("papers.avts", *flags)
     assert status == 2 and "Traceback" not in errors
-    assert "one title to train on has room for 2 snippets, and easy negatives are of two" in errors
+    assert "one title to train on is long enough for --k 2, and negatives of other titles" in errors
     assert not (tmp_path / "out").exists()
 
 

@@ -849,14 +849,14 @@ def test_one_title_or_too_short_ones_are_refused(world):
     titles = temporal.TemporalTitles(world / "films", Format.of(args), ((1,), (1,)))
     alone = titles.subset([0, 1])
     alone.counts[1] = 7  # no place for k clips
-    with pytest.raises(BadInput, match="one title to train on has room for 8 clips, and negatives"):
+    with pytest.raises(BadInput, match="one title to train on is long enough for --k 8, and neg"):
         temporal.make_sampler(args, alone)
     args.k = args.w = 500
     args.batch_size = 1000
     with pytest.raises(BadInput, match="take lower --speeds, fewer --frames, a smaller --k, or"):
         temporal.make_sampler(args, titles)
     args.k, args.w, args.share, args.batch_size = 8, 12, 16, 64
-    with pytest.raises(BadInput, match="of 3 titles some shares would hold one alone"):
+    with pytest.raises(BadInput, match="of 3 titles to train on some shares would hold one alone"):
         temporal.make_sampler(args, titles.subset([0, 1, 2]))
 
 
