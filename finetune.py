@@ -1013,9 +1013,7 @@ def main(args):
     processes.start()
     if source.backbone == "video":
         largest = largest_map(args.width, args.frames, args.crop, source.network)
-        processes.check_gpu(args.clips, 3 * largest, "--clips")
-        if not args.probe:
-            processes.check_gpu(args.share, largest)
+        processes.check_gpu(0 if args.probe else args.share, largest, args.clips)
     older = partial(before, digest=settings["digest"])
     run = Run(args.out, processes, settings, MAY_CHANGE, older, file="last.pt", foreign="*")
     nothing = {"split": None, "epoch": 0, "log": [], "skipped": 0}

@@ -2275,7 +2275,7 @@ def test_fine_tuning_takes_the_network_from_the_checkpoint(run, toy, tmp_path, m
     tensors = len(checkpoint["video"])
     assert f"mixed.pt (epoch 1, step 9, k 4), mc3_18: {tensors} tensors, 0.2 M" in printed
     largest = models.largest_map(8, 8, 24, "mc3_18")
-    assert checked == [(2, 3 * largest, "--clips"), (20, largest)]
+    assert checked == [(20, largest, 2)]
     kept = torch.load(tmp_path / "mixed" / "split1.pt", weights_only=True)
     assert kept["networks"] == {"video": "mc3_18"}
     models.mc3_18(8, 10).load_state_dict(kept["model"])
@@ -2357,6 +2357,13 @@ def test_a_probe_asks_nothing_of_a_training():
     args.probe = False
     with pytest.raises(BadInput, match="--batch-size 96: must be 12 for each process"):
         finetune.check_args(args, finetune.TASKS["hmdb51"], world_size=3)
+
+
+def test_a_class_may_be_called_anything_in_the_picture_of_the_answers(tmp_path):
+    """What is between two $ is mathematics to matplotlib, and this would be none."""
+    picture = tmp_path / "confusion.png"
+    finetune.draw_confusion(torch.eye(2), ["A$_$B", "C"], "2 sounds", picture)
+    assert picture.stat().st_size > 1000
 
 
 def test_weights_that_are_not_finite_have_no_accuracy(run, toy, tmp_path):

@@ -100,24 +100,29 @@ class Processes:
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def check_gpu(self, number, largest_map, flag="--share"):
+    def check_gpu(self, share, largest_map, clips=0):
         """Refuse, or warn of, what is known to go wrong on a GPU.
 
-        number       what goes through the networks together, as `flag` gives it
-        largest_map  elements of the largest map of one of these
+        share        samples that go through the networks together in training; 0 without it
+        largest_map  elements of the largest map of one of them
+        clips        of a test file, that go through the networks together, each in three crops
 
-        Raises BadInput for a number with a map that is too large for PyTorch's kernels.
+        Raises BadInput for a map that is too large for PyTorch's kernels.
         """
         if not self.on_gpu:
             return
-        most = (2**31 - 1) // largest_map
-        if number > most:
-            raise BadInput(
-                f"{flag} {number}: its largest map has more than 2^31 elements, to which GPU "
-                f"kernels count; take {most} or less"
-            )
-        if self.precision == "bf16" and 2 * number * largest_map > 2**31:
-            self.report(f"warning   {flag} {number} has maps above 2 GiB, which may be slow")
+        for flag, number, size in (
+            ("share", share, largest_map),
+            ("clips", clips, 3 * largest_map),
+        ):
+            most = (2**31 - 1) // size
+            if number > most:
+                raise BadInput(
+                    f"--{flag} {number}: its largest map has more than 2^31 elements, to which GPU "
+                    f"kernels count; take {most} or less"
+                )
+            if self.precision == "bf16" and 2 * number * size > 2**31:
+                self.report(f"warning   --{flag} {number} has maps above 2 GiB, which may be slow")
         problem = cudnn_problem()
         if self.precision == "bf16" and problem:
             self.report(f"warning   {problem}")

@@ -510,7 +510,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert read_log(out, "gap") == read_log(whole, "gap")
     for path in (last, out / "checkpoint-before.pt"):
         path.write_bytes(path.read_bytes()[:100_000])
-    assert "no checkpoint of ours in it" in refused("pretrain.py", *flags_of(toy, out))
+    error = refused("pretrain.py", *flags_of(toy, out))
+    assert "no checkpoint of ours in it (checkpoint.pt: it is damaged, or no file of" in error
 
 
 def test_a_damaged_checkpoint_does_not_replace_the_sound_one_before(toy, tmp_path):
@@ -670,6 +671,28 @@ def test_a_process_takes_its_own_gpu(monkeypatch):
     assert on_gpu(monkeypatch, gpus=1, LOCAL_RANK="3").device.index == 0
 
 
+def test_an_error_of_the_system_on_rank_0_is_raised_by_all_ranks(tmp_path):
+    """Else the others would end in a traceback of a broken connection."""
+
+    def fail():
+        raise PermissionError(13, "Permission denied", "runs/k16")
+
+    def work():
+        processes = Processes()
+        processes.start()
+        try:
+            processes.on_rank_0(fail)
+        except PermissionError as error:
+            print(f"rank {processes.rank}: {error}")
+        processes.end()
+
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    for rank, printed in enumerate(on_two_nodes(work, folders)):
+        assert f"rank {rank}: [Errno 13] Permission denied: 'runs/k16'" in printed
+
+
 def test_a_share_too_large_for_the_kernels_of_a_gpu_is_refused(monkeypatch, capsys):
     largest = models.largest_map(width=64, frames=16, crop=158)
     assert largest == 144 * 16 * 79 * 79
@@ -684,6 +707,10 @@ def test_a_share_too_large_for_the_kernels_of_a_gpu_is_refused(monkeypatch, caps
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     processes.check_gpu(64, largest)
     assert "warning   with cuDNN 9.10.2, which is older than 9.15, 3-D" in capsys.readouterr().out
+    # A file is tested in all of its views together, of which a clip has three.
+    processes.check_gpu(0, largest, clips=49)
+    with pytest.raises(BadInput, match="--clips 50: its largest map .* take 49 or less"):
+        processes.check_gpu(0, largest, clips=50)
     alone = Processes()
     alone.device = torch.device("cpu")
     alone.check_gpu(10_000, largest)
