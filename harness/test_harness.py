@@ -6,6 +6,7 @@ and rules for the repository as a whole: who may import whom, and which commands
 
 import ast
 import errno
+import io
 import json
 import multiprocessing
 import os
@@ -119,6 +120,15 @@ def test_an_error_of_a_reading_process_is_its_own_message(capsys):
     with pytest.raises(SystemExit), one_line_errors("x.py", "start again"):
         next(iter(loader))
     assert capsys.readouterr().err == "x.py: error: a.mp4: damaged\n"
+
+
+def test_a_terminal_without_the_characters_of_a_message_gets_them_as_numbers(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with pytest.raises(SystemExit), one_line_errors("x.py", "start again"):
+        raise BadInput("café.mp4: damaged")
+    terminal.flush()
+    assert terminal.buffer.getvalue() == b"x.py: error: caf\\xe9.mp4: damaged\n"
 
 
 def test_any_name_of_a_file_can_be_printed():

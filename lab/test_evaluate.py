@@ -343,6 +343,7 @@ def test_an_interrupted_run_resumes_after_the_splits_that_are_done(
     assert done == [1, 2, 3, 4, 5]
     for name in ("accuracy", "accuracy_of_split", "C_of_split", "summary"):
         assert resumed[name] == whole[name]
+    assert not (tmp_path / "killed" / "last-before.pt").exists()
 
 
 def write_tones(root, seconds=0.3):

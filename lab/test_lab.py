@@ -76,7 +76,7 @@ def film(tmp_path_factory):
 def test_a_snippet_is_drawn(film, tmp_path):
     """Whatever its film is called: between two $ matplotlib would look for mathematics."""
     film = shutil.copy(film, tmp_path / "A$AP_$.mp4")
-    picture = tmp_path / "snippet.png"
+    picture = tmp_path / "snippet"  # It is a PNG, whatever it is called.
     status, printed, errors = run_script("lab.show", film, "--at", "00:00:10", "--out", picture)
     assert not status, errors
     assert str(picture) in printed and contrast(picture) > 10
@@ -88,6 +88,10 @@ def test_what_showing_a_snippet_refuses(film, tmp_path):
     crop_too_large = refused("lab.show", film, "--short-side", 100)
     assert "--crop 158: must be --short-side (100) or less" in crop_too_large
     assert "--fps 0.0: must be above 0" in refused("lab.show", film, "--fps", 0)
+    assert "--fps inf: must be a finite number" in refused("lab.show", film, "--fps", "inf")
+    assert "--n-fft 400000: must be less" in refused("lab.show", film, "--n-fft", 400_000)
+    short = write_film(tmp_path / "short.mp4", seconds=2)
+    assert "short.mp4: shorter than 3.2 s, a snippet; name" in refused("lab.show", short)
     missing = tmp_path / "none" / "x.png"
     assert "none/x.png" in refused("lab.show", film, "--out", missing)
     silent = write_film(tmp_path / "silent.mp4", seconds=4, audio=None)
@@ -1034,6 +1038,10 @@ def test_a_crowded_picture_has_the_labels_of_a_task_in_their_colours(tmp_path, f
     whole = [f"k = {k}, w = $M_n$" for k in (1, 4, 16)]
     named = ["i.i.d.", whole[0], whole[1], labels[3], whole[2], labels[5]]
     assert labels_in(both) == named
+    # The picture of k is not crowded: its legend stands where the loss falls.
+    assert [axes.get_title() for axes in k.axes if axes.get_legend()] == [
+        "training loss (Equation 1)"
+    ]
     *curves, legend, downstream = both.axes
     assert len(curves) == len(MEASURES) + 1 and not legend.has_data() and legend.get_legend()
     assert [text.get_text() for text in downstream.get_yticklabels()] == ["hmdb51"]
