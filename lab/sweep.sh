@@ -41,7 +41,7 @@ export TEMPORAL="--toy --workers 1 --keep --epochs $EPOCHS --measure-every 0.25"
 TEMPORAL+=" --n-fft 512 --hop 128 --mels 64"
 seeds="11 12 13"
 more_seeds_of_headline="14 15"
-lists="headline papers others ablations"
+lists="headline papers others avts temporal"
 list=
 
 # refuse MESSAGE: end with the one line that says what is wrong and what would be right.
@@ -57,7 +57,7 @@ while [ $# -gt 0 ]; do
       shift
       ;;
     --ablations) # Labels name what differs from the most common run, so the papers' are made too.
-      lists="papers ablations"
+      lists="papers avts temporal"
       shift
       ;;
     --list)
@@ -263,15 +263,18 @@ list_papers() {
   echo "$1 time temporal papers"
 }
 
-# list_ablations SEED: of AVTS easy negatives alone; hard ones alone; both from the start; and
-# overlapping snippets in place of hard negatives. Of Temporal the contrast alone; one task beside
-# it; and all tasks without mined pairs.
-list_ablations() {
-  local task
+# list_avts SEED: easy negatives alone, hard ones alone, both from the start, and overlapping
+# snippets in place of hard negatives.
+list_avts() {
   echo "$1 time avts-easy papers --hard-share 0"
   echo "$1 time avts-hard papers --hard-share 1 --hard-after 0"
   echo "$1 time avts-mixed papers --hard-after 0"
   echo "$1 time avts-superhard papers --superhard"
+}
+
+# list_temporal SEED: the contrast alone, one task beside it, and all tasks without mined pairs.
+list_temporal() {
+  local task
   echo "$1 time temporal-none papers --tasks none"
   for task in speed direction order; do
     echo "$1 time temporal-$task papers --tasks $task"

@@ -758,6 +758,8 @@ def test_each_list_has_the_seeds_of_a_verdict_before_the_next_begins():
     assert jobs_of(*of_verdict)[54:72] == jobs_of("--papers", *of_verdict)
     assert jobs_of(*of_verdict)[-27:] == jobs_of("--ablations", *of_verdict)[18:]
     assert jobs_of("--ablations")[:18] == jobs_of("--papers")
+    seeds = [seed for seed, _, _ in jobs_of("--ablations")[18:]]
+    assert seeds == [seed for times in (4, 5) for seed in ("11", "12", "13") for _ in range(times)]
     assert [seed for seed, _, _ in jobs_of("--papers")] == 6 * ["11"] + 6 * ["12"] + 6 * ["13"]
     assert jobs_of() == jobs_of(*of_verdict) + jobs_of("--headline", "--seeds", "14 15")
     assert jobs_of("--headline")[54:] == jobs_of("--headline", "--seeds", "14 15")
