@@ -1,4 +1,4 @@
-"""From the files of a title to the tensors that the networks get, in the order of the way.
+"""From the files of a title to the tensors that the networks get, in the order a sample takes.
 
     sample (title n, snippet m, key), from the sampler
       --> worker       Titles           video uint8 (3, T, H, W), waveform float (S,)
@@ -12,9 +12,9 @@
 
 Pixels are RGB, 0 to 255. A waveform is mono; its full scale is -1 to 1, which loud sound may
 exceed. A spectrogram is of power, and its logarithm is natural. The networks get video of about
--1.9 to 2.9, and audio of mean 0 and spread 1. The paper's snippet has T = 16, H = W = 158,
-P = 96, and so S = 153600 and, with centred frames (our choice), Q = 301; the toy's has T = 8,
-H = W = 28, P = 64, S = 25600, Q = 101.
+-1.9 to 2.9, and audio of mean 0 and spread 1 over the training titles. The paper's snippet has
+T = 16, H = W = 158, P = 96, and so S = 153600 and, with centred frames (our choice), Q = 301; the
+toy's has T = 8, H = W = 28, P = 64, S = 25600, Q = 101.
 
 What is random is drawn by `rng_of(key, STREAM)`, a generator for this key and this purpose.
 What happens to a sample when it is read, by the sample's key: (seed, epoch, step, place in the
@@ -76,7 +76,7 @@ class Titles(Dataset):
               the last one ends
 
     names[n]    the name of title n
-    shows[n]    the entry of the source that it is from: itself, or of an episode its show
+    shows[n]    the film or the show that it belongs to: itself, but for `episodes`
     counts[n]   M_n, the number of whole snippets that its video and its sound both cover; with a
                 stride, of the places on its grid at which a whole snippet fits
     scenes[n]   the lengths of its scenes, in snippets and in order; `scenes` is None without them
@@ -87,7 +87,7 @@ class Titles(Dataset):
         video      uint8 (3, T, crop, crop)
         waveform   float (S,)
         title      n, or another title where five snippets of n could not be read
-        begin      the second at which the snippet begins, of what was read in the end: see `begin`
+        begin      the second at which the snippet begins, or its replacement: see `begin`
         failures   a line for each snippet that could not be read and was replaced
 
     The crop is drawn from the key of the sample, and is central if the key is None. Raises
@@ -148,7 +148,7 @@ class Titles(Dataset):
         return episodes
 
     def split(self, held_out, seed):
-        """(training titles, held-out titles): this share of the titles, each whole, is held out.
+        """(training titles, held-out titles): this fraction of the titles is held out.
 
         The paper holds out 10 % in its ablations, and of a show all episodes or none (4.2).
         """
@@ -255,7 +255,7 @@ class Titles(Dataset):
         return second + m * self.stride
 
     def file_of(self, n, m):
-        """The number of the file of title n in which its snippet m lies, and of m in that file."""
+        """Which file of title n has its snippet m, and which snippet of that file it is."""
         for file, (_, _, count) in enumerate(self.parts[n]):
             if m < count:
                 return file, m
@@ -367,6 +367,8 @@ def some_shares(sampler, share, batches=20):
 def check_two_titles(sampler, args):
     """Raise BadInput unless each share of a HierarchicalSampler holds two titles.
 
+    The losses of the sibling papers need that; Equation 1 does not.
+
     Where titles come again, the last of one round and the first of the next may be the same. With
     two groups a share, and an odd number of titles, these two are in one share.
     """
@@ -411,9 +413,9 @@ def read_shares(titles, shares, args, processes):
 def share_memory(item):
     """Put the tensors of a dict, list or tuple into shared memory, in a process that reads.
 
-    This is a collate_fn for what is not collated. By default a thread of the reading process does
-    it later. If there is no room, that thread drops the item, and the training process waits for it
-    for ever; here it is an error.
+    This is the collate_fn of fine-tuning, which collates nothing. By default a thread of the
+    reading process would do it later; if there is no room, that thread drops the item, and the
+    training process waits for ever. Here a lack of room is an error.
     """
     if torch.utils.data.get_worker_info() is not None:
         for tensor in tensors_of(item):
@@ -462,7 +464,7 @@ class VideoFrontEnd(nn.Module):
 
     jitter  sigma of the colour jitter (4.2): brightness, contrast and saturation, in this order
             (our choice), are multiplied by factors from U[max(0, 1 - sigma), 1 + sigma]
-    flip    mirror half of the samples
+    flip    mirror each sample with a probability of 1/2; pretraining does not
     """
 
     # Mean and spread of Kinetics-400, as in torchvision, so that weights fit both (our choice).
@@ -514,7 +516,7 @@ class AudioFrontEnd(nn.Module):
     is standardised by `mean` and `std`, constants of the training sound (`measure`) that the
     checkpoint keeps. With a batch key, in training, bands drop out: the mean fills them.
 
-    drop  greatest width of a band, as a share of its axis; a width is U(0, drop) of the axis
+    drop  greatest width of a band, as a fraction of its axis; a width is U(0, drop) of the axis
     both  True: a band of each axis, as on ESC-50, where `drop` is 0.5 (4.1). False: a band of
           one axis, by coin flip, as in pretraining, where `drop` is 0.25 (our reading of "from
           either temporal or frequency axis", 4.1)
@@ -557,8 +559,8 @@ class AudioFrontEnd(nn.Module):
     def draw_bands(self, rng, size, chosen):
         """bool (B, size): for each `chosen` sample a band, placed uniformly; no band for others."""
         B = len(chosen)
-        share = rng.uniform(0, self.drop, (B, 1))
-        width = share * size * chosen[:, None]  # 0 where no band is dropped
+        fraction = rng.uniform(0, self.drop, (B, 1))
+        width = fraction * size * chosen[:, None]  # 0 where no band is dropped
         start = rng.random((B, 1)) * (size - width)
         centre = np.arange(size) + 0.5  # of each filter, or of each frame
         return torch.from_numpy((centre >= start) & (centre < start + width))
@@ -632,7 +634,7 @@ def embed_held_out(held_out, model, fronts, args, processes):
 
 @torch.no_grad()
 def embed_snippets(titles, samples, share, model, fronts, args, processes):
-    """Samples through the networks, in testing mode, so many of them at a time.
+    """Samples through the networks, in testing mode, `share` of them at a time.
 
     Returns [(z_v (B, d), z_a (B, d), title (B,), begin (B,), failures)] of all batches on rank 0,
     on the CPU, and an empty list on other ranks.

@@ -125,7 +125,10 @@ MAY_CHANGE = ("out", "workers", "processes")  # settings that may differ when a 
 
 
 def before(args, digest):
-    """What the settings of an older run lack, as it was at its time; its weights are not known."""
+    """The values of settings that an older run did not have yet, as it was at its time.
+
+    Its weights are not known.
+    """
     share = args["batch_size"] // args.get("processes", 1)
     return {"clips": 10, "precision": "bf16", "share": share, "digest": digest}
 
@@ -608,7 +611,7 @@ def train(net, front_end, files, split, state, run, args, processes):
     progress = Progress(processes, start, total_steps)
     with StopSignals() as signals:
         for number in range(start, total_steps):
-            # Shares, one after another; their gradients add up.
+            # Shares, one after another: a step takes the mean of their gradients.
             began, waited = time.perf_counter(), 0.0
             epoch, step = divmod(number, steps)
             statistics = [buffer.clone() for buffer in net.buffers()]

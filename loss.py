@@ -1,6 +1,7 @@
 """Equation 1, the contrastive loss, and what is measured: Equation 2, and synchronisation.
 
-B           samples that are contrasted together, each the video and the audio of one snippet
+B           samples, each the video and the audio of one snippet: of a share in training, and all
+            held-out ones in measuring
 d           size of an embedding, 512
 z_v, z_a    (B, d) embeddings of video and audio, fp32, not normalised
 s           (B, B) similarities, s[i, j] = z_v[i]^T z_a[j]: positives on the diagonal
@@ -61,10 +62,10 @@ def gather(z):
     its own B rows. All processes compute the same loss, so its gradient is the *sum* of what
     they find, but DDP takes the mean: the caller must multiply the loss by world_size.
     """
-    shares = [torch.empty_like(z) for _ in range(dist.get_world_size())]
-    dist.all_gather(shares, z.detach().contiguous())
-    shares[dist.get_rank()] = z
-    return torch.cat(shares)
+    parts = [torch.empty_like(z) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, z.detach().contiguous())
+    parts[dist.get_rank()] = z
+    return torch.cat(parts)
 
 
 # The measures of `synchronisation`, and with those of `discrepancy` all that pictures and tables
@@ -80,7 +81,7 @@ MEASURES = {
     "gap": ("KL(S≠‖S⁺) − KL(S⁻‖S⁺)", "nats"),
     **SYNCHRONISATION,
 }
-# What a network that tells nothing apart has, where that says something.
+# What a network that tells nothing apart has, for the measures of which that is known.
 CHANCE = {"sync_same": 0.5, "sync_other": 0.5}
 
 
@@ -152,7 +153,7 @@ def check_finite(s):
 
 
 def kl(p, q):
-    """KL(p || q) in nats, of two distributions over the same bins, none of them empty."""
+    """KL(p || q) in nats, of two distributions over the same bins, with no empty bin."""
     return (p * (p / q).log()).sum().item()
 
 
@@ -182,12 +183,12 @@ def synchronisation(z_v, z_a, title, tau=None):
     """
     kinds = kinds_of_pairs(title)
     pairs = {"same": kinds["same"], "other": kinds["other"]}
-    return {f"sync_{name}": x for name, x in share_of_wins(z_v, z_a, pairs, tau).items()}
+    return {f"sync_{name}": x for name, x in fraction_of_wins(z_v, z_a, pairs, tau).items()}
 
 
 @torch.no_grad()
-def share_of_wins(z_v, z_a, pairs, tau=None):
-    """P(s_ii > s_ij) over each kind of pairs, as `synchronisation` counts it: {name: share}.
+def fraction_of_wins(z_v, z_a, pairs, tau=None):
+    """P(s_ii > s_ij) over each kind of pairs, as `synchronisation` counts it: {name: fraction}.
 
     pairs  {name: (B, B) of bool}, which pairs (i, j) are of this kind; each has one or more
 
@@ -197,11 +198,11 @@ def share_of_wins(z_v, z_a, pairs, tau=None):
     # and are rounded to fp32 before they are compared.
     s = check_finite(similarity(z_v.double(), z_a.double(), tau).float())  # (B, B)
     positive = s.diagonal()[:, None]  # (B, 1) s_ii
-    shares = {}
+    fractions = {}
     for name, of_kind in pairs.items():
         wins, ties = 0, 0
         for negative in (s, s.T):  # (B, B) s_ij, and s_ji
             wins += ((positive > negative) & of_kind).sum().item()
             ties += ((positive == negative) & of_kind).sum().item()
-        shares[name] = (wins + ties / 2) / (2 * of_kind.sum().item())
-    return shares
+        fractions[name] = (wins + ties / 2) / (2 * of_kind.sum().item())
+    return fractions

@@ -75,7 +75,7 @@ class BatchNorm3d(nn.BatchNorm3d):
 
 
 def midplanes_of(cin, cout):
-    """The channels inside a Conv2Plus1D, so many that it has the weights of a 3-D convolution.
+    """The channels inside a Conv2Plus1D, so that it has about as many weights as a 3-D convolution.
 
     Tran et al., 2018: 27 * cin * cout = 9 * cin * mid + 3 * mid * cout.
     """
@@ -235,7 +235,7 @@ class R2Plus1D18(Backbone):
 
     def __init__(self, width=64, num_classes=0):
         super().__init__()
-        midplanes = 45 * width // 64  # as in torchvision; the formula of Conv2Plus1D has another
+        midplanes = 45 * width // 64  # as in torchvision; `midplanes_of` would give 23, not 45
         self.stem = nn.Sequential(
             SpatialConv(3, midplanes, 7, stride=2),
             BatchNorm3d(midplanes),
@@ -347,7 +347,7 @@ class AudioVisualModel(nn.Module):
 def largest_map(width, frames, crop, network="r2plus1d_18"):
     """Elements of the largest map of one clip in a video network: one of its first stage.
 
-    That has `width` channels, and those of R(2+1)D-18 have more midplanes.
+    It has `width` channels; in R(2+1)D-18 it is inside a Conv2Plus1D, and has its midplanes.
     """
     channels = width
     if network == "r2plus1d_18":

@@ -6,12 +6,13 @@
     torchrun --nproc_per_node 8 pretrain.py --gather      each sample against the whole minibatch
 
 The same command again resumes where the last one stopped, on any number of GPUs that divides the
-number of shares. A run is a folder: checkpoint.pt, log.jsonl, curves.png, result.json.
-`python -m lab.compare runs/*` compares finished runs.
+number of shares (with --gather on as many as there are shares). A run is a folder: checkpoint.pt,
+log.jsonl, curves.png, result.json. `python -m lab.compare runs/*` compares finished runs.
 
 A minibatch is cut into shares of 64 samples, what each of 8 GPUs would hold of it. Samples are
-contrasted with those of their share, and normalised with them (our choice). What is random
-depends on the share and not on the process.
+contrasted with those of their share, and normalised with them (our choice); with --gather they are
+contrasted with the whole minibatch. What is random depends on the sample or its share, and not on
+the process.
 
 B samples of a share, each a snippet with its frames and sound; T frames of H x W pixels; S
 samples of sound; P mel filters; Q audio frames; d = 512, the size of an embedding.
@@ -90,7 +91,7 @@ TOY = {
 
 
 def before(args):
-    """What the arguments of an older run lack, as it was at its time."""
+    """The values of flags that an older run did not have yet, as it was at its time."""
     share = args["batch_size"] // args.get("processes", 1)
     return {"sampling": "hierarchical", "title": "show", "precision": "bf16", "share": share}
 
@@ -131,14 +132,15 @@ def add_sampling_flags(add):
         choices=("show", "episode"),
         default="show",
         help="what a title is to the sampler: a show is one long film (footnote 7), or each of its "
-        "files is a title (4.1: episodes); it is held out whole in both cases (footnote 9)",
+        "files is a title (4.1: episodes); a show is held out whole in both cases (footnote 9)",
     )
     add("--k", type=int, default=16, help="snippets of a title in a minibatch (Section 3, Table 1)")
     add(
         "--w",
         type=parse_window,
-        help="window, in snippets, that they come from; default the whole title (Section 3, Table "
-        "1); scene: one scene, or as few as hold k (4.2 leaves it to the future)",
+        help="window, in snippets, that the k snippets of a title come from; default the whole "
+        "title (Section 3, Table 1); scene: one scene, or as few as hold k (4.2 leaves it to the "
+        "future)",
     )
     add("--batch-size", type=int, default=512, help="snippets of a step, over all GPUs (4.1)")
     add(
@@ -153,7 +155,7 @@ def add_sampling_flags(add):
 def add_training_flags(add):
     add("--tau", type=float, help="temperature; then embeddings are l2-normalised (4.2, Table 2)")
     add("--jitter", type=float, default=0.0, help="sigma of the colour jitter (4.2, Table 2)")
-    add("--epochs", type=int, default=10, help="of sum M_n / batch steps (7.2; the steps: ours)")
+    add("--epochs", type=int, default=10, help="10 (7.2), of sum M_n / batch steps (our choice)")
     add("--lr", type=float, default=2e-3, help="of Adam, after --warmup; then a cosine (7.2), to 0")
     add("--warmup", type=float, default=1.0, help="epochs of linear warm-up from 1e-4 (7.2)")
     width = "channels of the first stage; 64 in the networks that Section 3 cites"
@@ -318,7 +320,7 @@ def own_negatives(sampler, group_of, share):
 def describe_passes(args, train, sampler):
     """How often an epoch passes over the snippets of films and of shows.
 
-    Titles are drawn uniformly, so the fewer and the longer ones of a mixture are seen less.
+    Titles are drawn uniformly, so an epoch passes less often over a kind that has longer ones.
     """
     drawn = len(sampler) * sampler.batch_size  # snippets an epoch
     files = Counter()  # of each show, and of each film
@@ -330,10 +332,10 @@ def describe_passes(args, train, sampler):
         if not titles:
             continue
         snippets = sum(train.counts[n] for n in titles)
-        share = len(titles) / len(sampler.titles)
+        fraction = len(titles) / len(sampler.titles)
         if args.sampling == "iid":
-            share = snippets / sum(train.counts)
-        passes.append(f"{drawn * share / snippets:.2f} passes over {kind}")
+            fraction = snippets / sum(train.counts)
+        passes.append(f"{drawn * fraction / snippets:.2f} passes over {kind}")
     return ", ".join(passes)
 
 
@@ -343,8 +345,9 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
     report_titles(titles, train, held_out, "Equation 2", args.k, processes)
     shares = args.batch_size // args.share
     sampling = describe_sampling(args, train, sampler)
-    report(f"batch     {args.batch_size} = {shares} x {args.share} contrasted together: {sampling}")
     contrasted = args.batch_size if args.gather else args.share
+    together = f"{shares} x {args.share}, {contrasted} contrasted together"
+    report(f"batch     {args.batch_size} = {together}: {sampling}")
     negatives = 2 * contrasted - 2
     own = own_negatives(sampler, range(len(train)), contrasted)
     of_title = f"{own:.2f} of them of its own title"
@@ -359,7 +362,9 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
 
 
 def loss_of_share(batch, batch_key, fronts, parallel, args, processes):
-    """Equation 1 of one share, a scalar on the device, with its graph.
+    """Equation 1 of one share, or with --gather of the whole minibatch, in each process.
+
+    It is a scalar on the device, with its graph.
 
     batch      uint8 video (B, 3, T, H, W) and float waveforms (B, S), as `Titles` reads them
     batch_key  (seed, epoch, step of the epoch, share)
@@ -411,7 +416,7 @@ def main(args):
     video_front = VideoFrontEnd(args.jitter).to(device)
     audio_front = AudioFrontEnd(fmt).to(device)
 
-    # Begin, or resume after `start` steps, in which this much was done.
+    # Begin, or resume after `start` steps. `done` counts what was trained in them, and skipped.
     start, done, resumed = begin_or_resume(
         run, model, optimizer, audio_front, train, args, processes
     )
@@ -424,7 +429,7 @@ def main(args):
         measure(0)
         save(0, done)
     elif start % steps_to_measure == 0 and not run.has_logged(start, "gap"):
-        measure(start)  # A run that was told to stop saved first.
+        measure(start)  # A run that is told to stop saves, and leaves the measurement to this one.
     if args.compile:
         model.compile(dynamic=False)
     parallel = processes.parallel(model)
@@ -439,7 +444,7 @@ def main(args):
     progress = Progress(processes, start, total_steps)
     with StopSignals() as signals:
         for step in range(start, total_steps):
-            # Shares, one after another; their gradients add up.
+            # Shares, one after another: a step takes the mean of their gradients.
             tick = time.perf_counter()
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
             statistics = [buffer.clone() for buffer in model.buffers()]
@@ -455,6 +460,7 @@ def main(args):
                 failures += problems
                 waited += seconds
                 batch_key = (args.seed, epoch, step_of_epoch, share)
+                # BatchNorm's running statistics are those of the first share, as on the first GPU.
                 update_statistics(model, share == 0)
                 # The processes average their gradients, and so does each over its own shares.
                 with processes.accumulate(parallel, is_last=share == own[-1]):

@@ -17,17 +17,19 @@ snippets of it. Each sample then has at least 2k - 2 negatives from its own film
                       16, which the paper leaves to "future iterations" (4.2)
     i.i.d.            snippets shuffled over all titles, the policy that Section 3 begins with
 
-The paper's idea is `draw_titles`, `draw_snippets` and `draw_window`. Scenes and too few titles
-are the rest.
+The paper's idea is `draw_titles`, `draw_snippets` and `draw_window`. The rest is scenes, i.i.d.
+snippets and bookkeeping.
 
 There is no media here: counts go in and indices come out. Titles are drawn from (seed, epoch,
-step), snippets from that and the place of their group in the minibatch. So a resumed run
-repeats itself, and every process draws the same minibatch, of which it takes its shares.
+step of the epoch), snippets from that and the place of their group in the minibatch. So a
+resumed run repeats itself, and every process draws the same minibatch, of which it takes its
+shares: 64 samples each, which are contrasted together.
 """
 
 import numpy as np
 
 # Appended to the numbers that seed a generator, so that no two kinds of draws share their numbers.
+# The others are in media/format.py.
 TITLES = 1
 SNIPPETS = 2
 SHUFFLE = 6
@@ -101,7 +103,10 @@ class HierarchicalSampler:
         self.step = 0
 
     def state_dict(self):
-        """The position in the batches. A DataLoader reads ahead of the steps that are trained."""
+        """The position in the batches handed out.
+
+        A DataLoader reads ahead of the steps that are trained, so checkpoints count those instead.
+        """
         return {"epoch": self.epoch, "step": self.step}
 
     def load_state_dict(self, state):
@@ -121,7 +126,10 @@ class HierarchicalSampler:
         return samples
 
     def draw_titles(self, step):
-        """n ~ U(1, N): a title for each group of k snippets, distinct ones (our choice)."""
+        """n ~ U(1, N): a title for each group of k snippets.
+
+        They are distinct while there are enough (our choice).
+        """
         rng = np.random.default_rng((self.seed, self.epoch, step, 0, TITLES))
         N = len(self.titles)
         if self.groups < N:
@@ -132,7 +140,7 @@ class HierarchicalSampler:
         return [int(self.titles[i]) for i in drawn]
 
     def draw_snippets(self, n, rng, taken):
-        """k distinct snippets of title n inside a window, without `taken` where k are left."""
+        """k distinct snippets of title n inside a window: none of `taken`, if it has k others."""
         if self.scenes is None:
             low, high = self.draw_window(n, rng)
         else:
@@ -146,8 +154,8 @@ class HierarchicalSampler:
     def draw_window(self, n, rng):
         """[low, high): w neighbouring snippets, placed uniformly in title n.
 
-        So the ends of a title are drawn rarely: its first snippet lies in one of M_n - w + 1
-        windows, one in the middle in w of them.
+        In a longer title than that its ends are drawn rarely: the first snippet lies in one of
+        M_n - w + 1 windows, one far from the ends in w of them.
         """
         w = self.M[n] if self.w is None else min(self.w, self.M[n])
         low = rng.integers(self.M[n] - w + 1)
@@ -156,7 +164,8 @@ class HierarchicalSampler:
     def draw_scenes(self, n, rng):
         """[low, high): the scene of a uniformly drawn snippet, and its neighbours if needed.
 
-        Of the shortest runs of scenes that hold that snippet and k snippets, one is drawn.
+        Of the runs of neighbouring scenes that contain that snippet and have k snippets or more,
+        those of the fewest scenes are taken, and one of them is drawn.
         """
         edges = np.cumsum([0, *self.scenes[n]])  # scene i is [edges[i], edges[i + 1])
         last = len(self.scenes[n]) - 1

@@ -47,7 +47,7 @@ from lab.checkpoint import (
     run_once,
     sources_of,
 )
-from loss import CHANCE, kinds_of_pairs, share_of_wins
+from loss import CHANCE, fraction_of_wins, kinds_of_pairs
 from media.toy import TOY_FORMAT
 from models import AudioVisualModel
 
@@ -213,10 +213,10 @@ def finish_sync(args, titles, truth, tau, batches):
             lines.append(f"{places.count(None)} of {len(places)} snippets lie in two shots")
     pairs = {name: of_kind for name, of_kind in pairs.items() if of_kind.any()}
     try:
-        shares = share_of_wins(z_v, z_a, pairs, tau)
+        fractions = fraction_of_wins(z_v, z_a, pairs, tau)
     except ValueError as error:
         raise BadInput(f"{error}; name another --ckpt") from error
-    found = {f"sync_{name}": share for name, share in shares.items()}
+    found = {f"sync_{name}": fraction for name, fraction in fractions.items()}
     counts = {f"sync_{name}": of_kind.sum().item() for name, of_kind in pairs.items()}
     for name, words in WORDS.items():
         if name in found:

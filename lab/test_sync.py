@@ -13,7 +13,7 @@ from harness.fixtures import refused, run_script
 from lab.checkpoint import sources_of
 from lab.compare import read_run
 from lab.evaluate import parse_args
-from loss import share_of_wins, synchronisation
+from loss import fraction_of_wins, synchronisation
 from media.format import Format
 from media.toy import TOY_FORMAT
 from models import AudioVisualModel
@@ -69,11 +69,11 @@ def test_pairs_of_one_title_are_told_apart_by_shot_and_scene():
 
 
 @pytest.mark.parametrize("tau", [None, 0.07])
-def test_the_share_of_wins_is_that_of_a_double_loop(tau):
+def test_the_fraction_of_wins_is_that_of_a_double_loop(tau):
     rng = np.random.default_rng(0)
     z_v, z_a = torch.from_numpy(rng.integers(1, 3, (2, 12, 3))).float()
     pairs = {name: torch.from_numpy(rng.random((12, 12)) < 0.4) for name in "ab"}
-    found = share_of_wins(z_v, z_a, pairs, tau)
+    found = fraction_of_wins(z_v, z_a, pairs, tau)
     s = z_v @ z_a.T
     if tau is not None:
         norms = z_v.norm(dim=1, keepdim=True) * z_a.norm(dim=1)

@@ -1086,7 +1086,7 @@ def main(args):
     progress = Progress(processes, start, total_steps)
     with StopSignals() as signals:
         for step in range(start, total_steps):
-            # Shares, one after another; their gradients add up.
+            # Shares, one after another: a step takes the mean of their gradients.
             tick = time.perf_counter()
             epoch, step_of_epoch = divmod(step, steps_per_epoch)
             statistics = [buffer.clone() for buffer in model.buffers()]
