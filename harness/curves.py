@@ -75,8 +75,8 @@ def draw(
     What was never measured gets no panel.
 
     last_panel    a function of matplotlib's Axes that fills one more panel
-    order         the labels of all pictures that belong together, so that each label has the same
-                  colour and the same kind of line in all of them
+    order         the labels of all pictures that belong together, so that each label looks the same
+                  in all of them: see `looks_of`
     chance        {name of a measure: what guessing gives}, a dotted line in its panel
     crowded       whether the labels are many or long: then the legend has a panel of its own
     last_height   of the last panel, in inches, if it is to be as wide as the picture
@@ -90,11 +90,11 @@ def draw(
     if last_panel and not last_height:
         count += 1
     figure, panels = make_panels(count, last_height)
-    order = [*order, *groups]
+    looks = looks_of(groups, [*order, *groups])
     for name, axes in zip(names, panels):
         marker = "." if name in measures else ""
         for label, seeds in groups.items():
-            colour, line = look_of(label, order)
+            colour, line = looks[label]
             draw_curve(axes, curves_of(name, seeds), label, colour, marker + line)
         if chance and name in chance:
             axes.axhline(chance[name], ls=":", lw=0.8, color="grey")
@@ -115,10 +115,23 @@ def draw(
     figure.savefig(path, dpi=110, format="png")
 
 
-def look_of(label, order):
-    """The colour and the kind of line of a label, by its place in the order of all labels."""
-    times_used, place = divmod(order.index(label), len(COLOURS))
-    return COLOURS[place], LINES[times_used % len(LINES)]
+def looks_of(labels, order):
+    """{label: (colour, kind of line)}, by the place of each label in the order of all labels.
+
+    Where that gives two labels of a picture one colour, the later one gets a colour that is free.
+    """
+    looks = {}
+    for label in labels:
+        times_used, place = divmod(order.index(label), len(COLOURS))
+        looks[label] = COLOURS[place], LINES[times_used % len(LINES)]
+    taken = {colour for colour, _ in looks.values()}
+    free = [colour for colour in COLOURS if colour not in taken]
+    seen = set()
+    for label, (colour, line) in looks.items():
+        if colour in seen and free:
+            looks[label] = free.pop(0), line
+        seen.add(colour)
+    return looks
 
 
 def make_panels(count, wide_height=0):

@@ -53,7 +53,7 @@ from harness.curves import (
     draw,
     draw_curve,
     draw_legend,
-    look_of,
+    looks_of,
     make_panels,
     was_measured,
 )
@@ -777,7 +777,7 @@ def draw_sweep(path, groups, results, few_shots, all_labels):
         if len(seeds_of.keys() & groups.keys()) > 1:
             compared[task] = seeds_of
     probes = []
-    looks = {label: look_of(label, all_labels) for label in groups}
+    looks = looks_of(groups, all_labels)
     for task, names in few_shots.items():
         by_shots = {shots: compared[name] for shots, name in names.items() if name in compared}
         if len(by_shots) > 1:
@@ -832,6 +832,7 @@ def draw_learning(path, curves, groups, all_labels):
     all_labels  as in `draw_sweep`
     """
     labels = [label for label in groups if any(label in curves[task] for task in curves)]
+    looks = looks_of(labels, all_labels)
     names = {label: label for label in labels}
     if any(has_window(label) for label in labels):
         names = {label: with_window(label) for label in labels}
@@ -839,7 +840,7 @@ def draw_learning(path, curves, groups, all_labels):
     figure, panels = make_panels(len(curves) + 1 if crowded else len(curves))
     for (task, seeds_of), axes in zip(curves.items(), panels):
         for label in labels:
-            colour, line = look_of(label, all_labels)
+            colour, line = looks[label]
             draw_curve(axes, [], names[label], colour, "." + line)  # for the legend
             batch_size = arguments_of(groups[label])["batch_size"]
             for steps, percents in by_steps(seeds_of.get(label, {})).items():
@@ -855,7 +856,7 @@ def draw_learning(path, curves, groups, all_labels):
     lengths = {last_step(row) for label in labels for row in groups[label].values()} - {None}
     shortest, longest = min(lengths), max(lengths)
     schedule = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-    figure.suptitle(f"checkpoints inside a run are of a schedule of {schedule} steps")
+    figure.suptitle(f"runs of {schedule} steps; points before the end are checkpoints inside a run")
     figure.savefig(path, dpi=110, format="png")
 
 

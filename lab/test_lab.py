@@ -23,7 +23,7 @@ import lab.show
 import papers.avts
 import pretrain
 from data import Titles
-from harness.curves import draw, draw_histograms, in_lines, look_of, summarise
+from harness.curves import draw, draw_histograms, in_lines, looks_of, summarise
 from harness.fixtures import (
     fine_tune,
     pretraining_flags,
@@ -933,7 +933,7 @@ def test_learning_is_drawn_over_the_snippets_seen(tmp_path, capsys, figures):
     figure = figures[names.index("tv-learning")]
     [axes] = figure.axes
     assert axes.get_title() == ACTION and axes.get_xlabel() == "snippets seen"
-    title = "checkpoints inside a run are of a schedule of 100 steps"
+    title = "runs of 100 steps; points before the end are checkpoints inside a run"
     assert figure.get_suptitle() == title
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert legend == ["k = 4", "k = 16"]
@@ -964,7 +964,7 @@ def test_runs_of_other_lengths_and_many_labels_are_drawn_together(tmp_path, figu
     (tmp_path / "rows.json").write_text(json.dumps([*rows, row]))
     compare([tmp_path / "rows.json"], tmp_path)
     [figure] = [figure for figure in figures if figure.get_suptitle()]
-    assert figure.get_suptitle().endswith("a schedule of 100 to 400 steps")
+    assert figure.get_suptitle().startswith("runs of 100 to 400 steps; ")
     labels = [f"k = {k}, w = $M_n$" for k in (1, 2, 4, 8, 16)] + ["k = 16, w = 32"]
     assert labels_in(figure) == labels
     panel, legend = figure.axes
@@ -1080,10 +1080,15 @@ def test_a_picture_of_many_tasks_has_room_for_each(tmp_path, figures):
 def test_labels_have_looks_of_their_own_and_none_is_grey():
     """Grey is for networks that were not pretrained."""
     order = [f"k = {k}" for k in range(30)]
-    looks = [look_of(label, order) for label in order]
-    assert len(set(looks)) == len(order)
+    looks = looks_of(order, order)
+    assert len(set(looks.values())) == len(order)
     grey = to_rgb("C7")
-    assert all(to_rgb(colour) != grey for colour, _ in looks)
+    assert all(to_rgb(colour) != grey for colour, _ in looks.values())
+    # In a picture of few labels none has the colour of another, wherever they are in the order.
+    few = [order[0], order[9], order[18], order[1]]
+    first, second, third, fourth = looks_of(few, order).values()
+    assert (first, fourth) == (looks[order[0]], looks[order[1]])
+    assert len({colour for colour, _ in (first, second, third, fourth)}) == len(few)
 
 
 def test_probes_of_few_labelled_files_have_a_panel(tmp_path, figures):
