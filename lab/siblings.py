@@ -32,7 +32,7 @@ both, and the mean is over the distortions, most of which change only one of the
 fingerprints are of films that no network was trained on. Probes and retrieval show 8 frames at 5
 fps to each network, also to Temporal, which was trained on 16 at 10 fps; each hears them as it was
 trained to, which for Temporal is at half of the rate. `none` is an untrained network; with
-fingerprints it sees and hears as pretrain.py does, and not as Temporal does."""
+fingerprints it sees and hears as AVTS does, and not as Temporal does."""
 TAKES = """\
 A run had a core to itself; its seconds of training depend much on what ran beside it."""
 # {what a column is called: the task whose accuracy it has}
