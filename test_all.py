@@ -1775,7 +1775,8 @@ def test_the_loss_and_the_gradient_of_a_step_are_the_means_of_its_shares(toy, tm
 def test_gather_contrasts_the_whole_batch_of_two_processes(toy, tmp_path):
     out = tmp_path / "two"
     flags = pretraining_flags(toy, out, "--tau", 0.3, "--jitter", 0.4, "--share", 8, "--gather")
-    torchrun("pretrain.py", *flags)
+    printed = torchrun("pretrain.py", *flags)
+    assert "batch     16 = 2 x 8, 16 contrasted together: k = 4" in printed
     expected, norm = first_step(toy, pretrain.parse_args(flags), gather=True)
     assert len(read_log(out)) == 9
     assert read_log(out, "counts")[0] == {"match": 8, "same": 24, "other": 32}
