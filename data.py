@@ -316,8 +316,10 @@ def check_stride(stride, scenes):
 
 def check_titles(progress, train, args):
     """Raise BadInput unless these titles are those that a checkpoint was trained on."""
-    now = list(zip(train.names, train.counts))
-    then = list(zip(progress["titles"], progress.get("counts", train.counts)))
+    # An episode is called by its path, which --data may spell in another way.
+    now = list(zip(map(os.path.normpath, train.names), train.counts))
+    names_then = map(os.path.normpath, progress["titles"])
+    then = list(zip(names_then, progress.get("counts", train.counts)))
     for title_now, title_then in zip_longest(now, then):
         if title_now != title_then:
             name, _ = title_then or title_now

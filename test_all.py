@@ -1638,6 +1638,17 @@ def test_a_run_does_not_go_on_with_other_titles(run, toy, tmp_path, change):
         pretrain.main(args)
 
 
+def test_a_run_of_episodes_resumes_however_its_folder_is_spelled(
+    shows, tmp_path, monkeypatch, capsys
+):
+    """An episode is called by its path."""
+    monkeypatch.chdir(shows)
+    flags = ["--held-out", 0.4, "--title", "episode", "--w", 6]
+    for spelling in ("films", "./films/"):
+        pretrain.main(arguments(shows, tmp_path / "run", *flags, "--data", spelling))
+    assert "resumed after step 4" in capsys.readouterr().out
+
+
 def test_a_run_does_not_go_on_with_its_titles_in_another_order(run, toy, tmp_path):
     """A title is known by its number, so the same names in another order are other titles."""
     args, checkpoint = arguments(toy, tmp_path), load_checkpoint(run)

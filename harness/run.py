@@ -526,6 +526,7 @@ class Run:
         self.checkpoint = processes.on_rank_0(find)
 
     def find_checkpoint(self, may_change, before, foreign):
+        self.found = state_of_file(self.checkpoint_path)
         paths = [self.checkpoint_path, self.checkpoint_before]
         problems = []
         for path in filter(Path.exists, paths):
@@ -578,12 +579,18 @@ class Run:
     def begin(self, rows=()):
         """Lock the folder, and cut the log to these rows of the run so far.
 
-        Raises BadInput if another process uses the folder.
+        Raises BadInput if another process uses the folder, or has used it since the checkpoint was
+        read: indexing films takes time.
         """
         self.processes.on_rank_0(partial(self.begin_on_rank_0, list(rows)))
 
     def begin_on_rank_0(self, rows):
         lock_folder(self.out)
+        if state_of_file(self.checkpoint_path) != self.found:
+            raise BadInput(
+                f"--out {self.out}: another run has written here meanwhile; repeat the command, "
+                "which resumes it"
+            )
         self.rows = rows
         if self.checkpoint is None:
             # A run whose checkpoint somebody has removed may have left these.
@@ -655,6 +662,14 @@ class Run:
             return
         text = json.dumps({**result, "versions": versions()}) + "\n"
         self.write("result.json", lambda path: path.write_text(text))
+
+
+def state_of_file(path):
+    """What differs once a file is written again; None where there is no file."""
+    if not path.exists():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def save_tensors(state, path):

@@ -536,6 +536,24 @@ def new_run(out):
     return Run(out, processes, settings={})
 
 
+@pytest.mark.parametrize("steps_before", [0, 1])
+def test_a_run_that_has_waited_does_not_undo_another(tmp_path, steps_before):
+    """One has looked for a checkpoint, and finds its films; another begins, and saves."""
+    first = new_run(tmp_path)
+    for step in range(steps_before):
+        first.begin()
+        first.save({"step": step})
+    waiting, other = new_run(tmp_path), new_run(tmp_path)
+    other.begin()
+    other.log(step=7, loss=1.0)
+    other.save({"step": 7})
+    with pytest.raises(BadInput, match="another run has written here meanwhile; repeat the"):
+        waiting.begin()
+    assert new_run(tmp_path).checkpoint["step"] == 7
+    assert new_run(tmp_path).read_log(7) == [{"step": 7, "loss": 1.0}]
+    new_run(tmp_path).begin()
+
+
 def test_keep_keeps_the_weights_of_each_epoch(toy, whole, tmp_path):
     [path] = whole.glob("epoch*.pt")
     first = torch.load(path, weights_only=True)
