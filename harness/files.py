@@ -1,4 +1,4 @@
-"""Atomic writes, folders that belong to one run, and work that may crash."""
+"""Atomic writes, folders that belong to one run, work that may crash, and the cores for it."""
 
 import contextlib
 import fcntl
@@ -92,3 +92,10 @@ def end_with_parent():
 def wait_for_parent():
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+def usable_cores():
+    """How many cores this process may use: the machine may have more than its job was given."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

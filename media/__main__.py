@@ -10,7 +10,6 @@ a path or a URL, or several of a show, separated by tabs. A command has --help, 
 """
 
 import argparse
-import os
 import re
 
 import av
@@ -83,8 +82,8 @@ def add_prepare_flags(parser):
     parser.add_argument("target", help="the folder to write")
     Format.add_flags(parser, "frames", "fps", "short_side", "rate")
     add_language(parser)
-    workers = "files at a time; one a core if not given"
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help=workers)
+    workers = "files at a time; one for each core that the job may use if not given"
+    parser.add_argument("--workers", type=int, help=workers)
     add_gop(parser.add_argument)
     shard = "i/n: do the share of the i-th of n machines"
     parser.add_argument("--shard", default="1/1", help=shard)

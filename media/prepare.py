@@ -25,7 +25,7 @@ from av.video.frame import PictureType
 from tqdm import tqdm
 
 from harness.errors import BadInput, printable
-from harness.files import atomic_write, in_own_process, lock_folder
+from harness.files import atomic_write, in_own_process, lock_folder, usable_cores
 from media.collection import index_files, list_titles
 from media.format import Format
 from media.reader import LEAD, MARK, Reader, read_film
@@ -464,7 +464,7 @@ def prepare(
     """Transcode a collection to the folder `target`, for fast reading, and print a summary.
 
     source   a folder or a list, as `list_titles` takes it; each title keeps its name
-    workers  files at a time; one a core by default
+    workers  files at a time; by default one for each core that this process may use
     shard    (machine, machines): this machine's share of the files; machines count from 1
     require_language  whether to skip the files that have no audio track of `language`
     gop      frames of a group of pictures, as `write_media` takes it
@@ -502,7 +502,7 @@ def prepare(
         else:
             jobs.append(job)
     bar = progress_bar(jobs, f"prepare {target}")
-    transcode(jobs, workers or os.cpu_count(), summary, bar)
+    transcode(jobs, workers or usable_cores(), summary, bar)
     summary.print()
 
 

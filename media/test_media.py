@@ -29,6 +29,7 @@ from tqdm import TqdmWarning
 
 import media.__main__
 import media.collection
+import media.prepare
 import media.reader
 import media.toy
 from data import AudioFrontEnd, Titles
@@ -1791,6 +1792,24 @@ def test_preparing_ends_at_all_of_its_hours_without_a_warning(tmp_path):
         warnings.simplefilter("always")
         prepare(tmp_path / "raw", tmp_path / "ready", "--short-side", 40)
     assert not [warning for warning in caught if issubclass(warning.category, TqdmWarning)]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system gives no cores out")
+def test_a_job_on_one_core_prepares_one_file_at_a_time(tmp_path, monkeypatch):
+    """The machine may have more cores than the job may use."""
+    (tmp_path / "raw").mkdir()
+    write_film(tmp_path / "raw" / "film.mkv", 4)
+    asked = []
+    monkeypatch.setattr(media.prepare, "transcode", lambda jobs, workers, *_: asked.append(workers))
+    cores = os.sched_getaffinity(0)
+    for allowed in ({min(cores)}, cores):
+        os.sched_setaffinity(0, allowed)
+        try:
+            prepare(tmp_path / "raw", tmp_path / "ready")
+        finally:
+            os.sched_setaffinity(0, cores)
+    prepare(tmp_path / "raw", tmp_path / "ready", "--workers", 7)
+    assert asked == [1, len(cores), 7]
 
 
 # --------------------------------------------------------------------------------------------
