@@ -471,17 +471,18 @@ def prepare(
 
     A file that an earlier call has finished is skipped, unless its source has changed since.
     Raises BadInput for a rate that the codec of the sound lacks, for groups of pictures of which
-    a snippet does not hold a whole number, and for a target that lies in the source, was prepared
-    from another source or with other settings, or has a broken note.
+    a snippet does not hold a whole number, and for a target that lies in the source or holds a file
+    of it, was prepared from another source or with other settings, or has a broken note.
     """
     source = os.fspath(source)
     target = Path(target)
     check_rate(fmt.rate)
     check_gop(gop, fmt)
     titles = list_titles(source)
+    all_paths = [path for _, paths in titles for path in paths]
+    check_apart(source, target, all_paths)
     note = check_target(source, target, fmt, language, require_language, gop)
     where = destinations(titles, source, target)
-    all_paths = [path for _, paths in titles for path in paths]
     index = index_files(all_paths, source, language, quiet=False, require_language=require_language)
     machine, machines = shard
     # A second one would remove the files that the first has begun to write.
@@ -545,16 +546,26 @@ def check_gop(gop, fmt):
         )
 
 
+def check_apart(source, target, paths):
+    """Raise BadInput if the target lies in the source, or holds one of its files (`paths`)."""
+    there = target.resolve()
+    remedy = "name a folder elsewhere"
+    if os.path.isdir(source) and there.is_relative_to(os.path.realpath(source)):
+        raise BadInput(f"{target}: lies in {source}, where it would be a title; {remedy}")
+    for path in paths:
+        if "://" not in path and Path(os.path.realpath(path)).is_relative_to(there):
+            raise BadInput(
+                f"{target}: holds {path}, a film of {source}; prepared, it would be there twice, "
+                f"so {remedy}"
+            )
+
+
 def check_target(source, target, fmt, language, require_language=False, gop=None):
     """Return what the note in `target` has to say: the settings, and the source.
 
-    Raises BadInput if the folder lies in the source, or its note is broken or says something
-    else.
+    Raises BadInput if the note is broken or says something else.
     """
     here = os.path.realpath(source)
-    if os.path.isdir(source) and target.resolve().is_relative_to(here):
-        remedy = "name a folder elsewhere"
-        raise BadInput(f"{target}: lies in {source}, where it would be a title; {remedy}")
     settings = {
         "frames": fmt.frames,
         "fps": fmt.fps,

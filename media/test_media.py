@@ -1278,6 +1278,22 @@ def test_what_preparing_refuses(prepared, tmp_path):
     assert times_of(ready) == before
 
 
+def test_originals_and_copies_do_not_share_a_folder(tmp_path):
+    """Each film would be there twice."""
+    nest, source, films = tmp_path / "nest", tmp_path / "LIST.txt", tmp_path / "films"
+    (nest / "originals").mkdir(parents=True)
+    write_film(nest / "originals" / "film.mkv", 4)
+    source.write_text("nest/originals/film.mkv\n")
+    films.mkdir()
+    (films / "link.mkv").symlink_to(nest / "originals" / "film.mkv")
+    for originals in (nest / "originals", source, films):
+        error = refused("media", "prepare", originals, nest)
+        assert error.startswith(f"{nest}: holds ") and f", a film of {originals}; " in error
+    source.write_text("nest/originals/film.mkv\nhttp://127.0.0.1:9/film.mkv\n")
+    assert "1 files" in prepare(source, tmp_path / "ready", "--short-side", 40)
+    assert os.listdir(nest) == ["originals"]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", ""])
 def test_a_broken_note_of_a_prepared_folder_is_refused(prepared, tmp_path, text):
     raw, _, _ = prepared
