@@ -7,6 +7,7 @@ Sound is mono float32; what lies outside [-1, 1] is clipped. All times are in se
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -75,6 +76,11 @@ PREPARED = {
 
 # Samples by which an encoder's packets begin before the sound that it is given.
 ENCODER_DELAY = {"ac3": 256, "eac3": 256}
+
+SUFFIX = ".mkv"  # is added to the name of a source file
+
+NAME_BYTES = 255  # the longest name of a file or a folder that usual file systems take
+TEMPORARY_BYTES = len("..4194304")  # what `atomic_write` adds to a name, with Linux's highest PID
 
 NOTE = ".prepared.json"  # in a prepared folder: from which source it was made, and how
 
@@ -514,16 +520,36 @@ def destinations(titles, source, target):
     """
     where = {}
     for n, (name, paths) in enumerate(titles):
-        show = os.path.basename(name.split("\t")[0].rstrip("/"))
+        show = base_name(name.split("\t")[0].rstrip("/"))
         for episode, path in enumerate(paths):
+            folder = ""
             if os.path.isdir(source):
-                prepared = os.path.relpath(path, source)
+                folder, file = os.path.split(os.path.relpath(path, source))
             elif len(paths) == 1:
-                prepared = f"{n:04d} {os.path.basename(path)}"
+                file = f"{n:04d} {base_name(path)}"
             else:
-                prepared = f"{n:04d} {show}/{episode:03d} {os.path.basename(path)}"
-            where[path] = Path(target) / f"{prepared}.mkv"
+                folder = shortened(f"{n:04d} {show}", NAME_BYTES)
+                file = f"{episode:03d} {base_name(path)}"
+            file = shortened(file, NAME_BYTES - len(SUFFIX) - TEMPORARY_BYTES)
+            where[path] = Path(target, folder, file + SUFFIX)
     return where
+
+
+def base_name(path):
+    """Return the last part of a path, or of a URL without its query, which may hold a signature."""
+    if "://" in path:
+        path = path.partition("?")[0]
+    return os.path.basename(path)
+
+
+def shortened(name, most):
+    """Return a name; if it has too many bytes, its beginning and a hash, so it stays distinct."""
+    raw = os.fsencode(name)
+    if len(raw) <= most:
+        return name
+    digits = hashlib.sha256(raw).hexdigest()[:8]
+    beginning = raw[: most - len(digits) - 1].decode(errors="ignore")
+    return f"{beginning} {digits}"
 
 
 def check_rate(rate):

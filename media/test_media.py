@@ -1514,6 +1514,49 @@ def test_prepared_titles_of_a_list_keep_its_order_and_stay_apart(tmp_path):
     assert f"Alf/e1.mkv: twice in {source}; a file can be of one title only" in error
 
 
+def test_long_names_are_prepared_under_shorter_ones_that_stay_distinct(tmp_path):
+    """A file system takes names of 255 bytes, and the temporary file's is longer."""
+    raw, ready = tmp_path / "raw", tmp_path / "ready"
+    (raw / "show").mkdir(parents=True)
+    film = write_film(tmp_path / "film.mkv", 4)
+    # Names of 248 bytes, which differ at their ends, of 252 and of 242; the last one just fits.
+    names = ["я" * 120 + "1234.mkv", "я" * 120 + "5678.mkv", "show/" + "я" * 124 + ".mkv"]
+    names += ["b" * 238 + ".mkv"]
+    for name in names:
+        os.link(film, raw / name)
+    assert "4 titles: 4 files, and 0 done before; 0 skipped" in prepare(raw, ready)
+    prepared = read_collection(ready, Format()).names
+    assert len(prepared) == 4 and prepared[0] == names[3] + ".mkv"
+    assert all(name.startswith("я" * 110) for name in prepared[2:])
+    assert "0 files, and 4 done before" in prepare(raw, ready)
+
+
+def test_what_a_url_asks_for_is_no_part_of_a_prepared_name(tmp_path):
+    """It may be a signature, which is long, a secret, and another one tomorrow."""
+    source, ready = tmp_path / "LIST.txt", tmp_path / "ready"
+    signature = "X-Amz-Credential=AKIA%2Fus-east-1/s3&X-Amz-Signature=" + "a" * 300
+    address = "http://x.com/bucket"
+    source.write_text(
+        f"{address}/film%231.mp4?{signature}\n"
+        f"{address}/a.mp4?{signature}\t{address}/b.mp4?{signature}\n"
+        f"{address}/film.mp4\t{address}/#1 of 2.mp4\n"
+        f"{address}/{'я' * 130}\t{address}/b.mp4\n"
+    )
+    where = media.prepare.destinations(media.collection.list_titles(str(source)), source, ready)
+    names = [str(path.relative_to(ready)) for path in where.values()]
+    assert len(names) == 7
+    assert names[:5] == [
+        "0000 film%231.mp4.mkv",
+        "0001 a.mp4/000 a.mp4.mkv",
+        "0001 a.mp4/001 b.mp4.mkv",
+        "0002 film.mp4/000 film.mp4.mkv",
+        "0002 film.mp4/001 #1 of 2.mp4.mkv",
+    ]
+    for name in names:
+        (ready / name).parent.mkdir(parents=True, exist_ok=True)
+        (ready / name).with_name(f".{Path(name).name}.4194304").touch()
+
+
 def test_a_film_is_in_a_collection_once(tmp_path):
     """It could be trained on and held out, and would be a negative of itself."""
     films, source = tmp_path / "films", tmp_path / "LIST.txt"
