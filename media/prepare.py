@@ -7,10 +7,12 @@ Sound is mono float32; what lies outside [-1, 1] is clipped. All times are in se
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import shlex
 import time
@@ -81,6 +83,9 @@ SUFFIX = ".mkv"  # is added to the name of a source file
 
 NAME_BYTES = 255  # the longest name of a file or a folder that usual file systems take
 TEMPORARY_BYTES = len("..4194304")  # what `atomic_write` adds to a name, with Linux's highest PID
+
+# Errors of the system that the next file would meet, too.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 NOTE = ".prepared.json"  # in a prepared folder: from which source it was made, and how
 
@@ -283,13 +288,17 @@ def audio_frame(waveform, first_sample, rate):
 # ----------------------------------------------------------------------------------------
 
 
+class Unwritable(BadInput):
+    """The folder takes no more files, so there is no sense in trying the next."""
+
+
 def prepare_file(path, destination, extent, fmt, language, gop):
     """Transcode one file, whole or not at all.
 
     extent  (start, end) of what its video and its sound both cover
     gop     frames of a group of pictures, as `write_media` takes it
     Returns (snippets written, damaged snippets skipped, bytes, frames a second of the file). Raises
-    BadInput.
+    BadInput, and of that Unwritable where no other file could be written either.
     """
     remove_leftovers(destination)
     with contextlib.closing(Reader(path, language)) as reader:
@@ -298,6 +307,11 @@ def prepare_file(path, destination, extent, fmt, language, gop):
         try:
             atomic_write(destination, write, os.getpid())
         except (av.error.FFmpegError, OSError) as error:
+            if error.errno in FULL:
+                raise Unwritable(
+                    f"{destination}: {error.strerror}; mend that and repeat the command, which "
+                    "keeps the files that are finished"
+                ) from error
             raise BadInput(f"{path}: {error.strerror or error}") from error
     written = source.count - source.damaged
     return written, source.damaged, destination.stat().st_size, source.rate
@@ -789,7 +803,10 @@ def progress_bar(jobs, title):
 
 
 def transcode(jobs, workers, summary, bar):
-    """Run the jobs, `workers` at a time, and add what they did to the summary."""
+    """Run the jobs, `workers` at a time, and add what they did to the summary.
+
+    Raises Unwritable, with all jobs stopped.
+    """
     summary.files = len(jobs)
     # The longest files come first, so that no core waits for one of them at the end.
     jobs = sorted(jobs, key=lambda job: job.seconds, reverse=True)
@@ -802,13 +819,32 @@ def transcode(jobs, workers, summary, bar):
                 summary.elapsed = time.perf_counter() - began
                 try:
                     add_result(summary, job, finished.result())
+                except Unwritable:
+                    raise
                 except BadInput as error:
                     problem = str(error).removeprefix(f"{job.path}: ")
                     summary.skipped.append((job.path, problem))
                 bar.update(job.snippets)
                 bar.set_postfix_str(f"{summary.speed():.0f} x real time")
-        finally:
+        except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            stop(running)
+            raise
+
+
+def stop(running):
+    """End the jobs that have begun, and remove what they have written of their files.
+
+    running  {future: its job}; those that have not begun are cancelled
+    """
+    begun = [future for future in running if not future.done()]
+    # A job that is just beginning has no process yet, so look again.
+    while not all(future.done() for future in begun):
+        for process in multiprocessing.active_children():
+            process.terminate()
+        time.sleep(0.05)
+    for future in begun:
+        remove_leftovers(running[future].destination)
 
 
 def add_result(summary, job, result):

@@ -1595,6 +1595,44 @@ def test_a_folder_is_prepared_by_one_process_at_a_time(tmp_path):
         other.communicate(b"\n")
 
 
+# b.mkv is written to a disk that is full, as soon as a.mkv has been begun, which takes for ever.
+PREPARE_ON_A_FULL_DISK = """
+import multiprocessing, sys, time
+from pathlib import Path
+from harness.errors import one_line_errors
+from media import prepare
+
+def write_one(path, **how):
+    if path.name.startswith(".a"):
+        write(path, **how)
+        time.sleep(600)
+    while not list(path.parent.glob(".a*")):
+        time.sleep(0.01)
+    write(Path("/dev/full"), **how)
+
+multiprocessing.set_start_method("fork")
+write, prepare.write_media = prepare.write_media, write_one
+with one_line_errors("prepare", "interrupted"):
+    prepare.prepare(*sys.argv[1:], prepare.Format(), workers=2)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no disk that is full")
+def test_a_full_disk_ends_preparing_at_once_and_leaves_no_half_file(tmp_path):
+    """Else all other films would be transcoded up to there, one by one, and skipped."""
+    raw, ready = tmp_path / "raw", tmp_path / "ready"
+    raw.mkdir()
+    for name, seconds in (("a", 30), ("b", 20), ("c", 8), ("d", 7)):
+        write_film(raw / f"{name}.mkv", seconds, fps=5)
+    command = [sys.executable, "-c", PREPARE_ON_A_FULL_DISK, raw, ready]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2 and not ended.stdout
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(f"prepare: error: {ready}/b.mkv.mkv: No space left on device; ")
+    assert "Traceback" not in ended.stderr
+    assert sorted(os.listdir(ready)) == [".lock-1-of-1", ".prepared.json"]
+
+
 @pytest.mark.parametrize("fps", [5, 29.97])
 def test_the_sound_of_a_prepared_file_keeps_pace_with_its_picture(tmp_path, fps):
     """At 29.97 frames a second 16 frames are 25,625.6 samples."""
