@@ -19,7 +19,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import av
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from harness.errors import BadInput, printable
 from harness.files import atomic_write, in_own_process, lock_folder, usable_cores
-from media.collection import index_files, list_titles
+from media.collection import files_below, index_files, list_titles, stamp_files
 from media.format import Format
 from media.reader import LEAD, MARK, Reader, read_film
 
@@ -89,6 +88,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 NOTE = ".prepared.json"  # in a prepared folder: from which source it was made, and how
 
+# To how many ns file systems round the time of a file down: FAT keeps even seconds.
+TIME_STEPS = (1, 100, 10**3, 10**6, 10**7, 10**9, 2 * 10**9)
+
 # The numbers in a note, and what is wrong if a run asks for more.
 NUMBERS = {
     "fps": "frames would be repeated",
@@ -96,8 +98,10 @@ NUMBERS = {
     "rate": "sound would be upsampled, so the highest mel filters would be empty",
 }
 
-# What the notes of earlier versions do not say.
+# What the notes of earlier versions do not say. Their files have the times at which they were
+# written, and not those of their sources.
 EARLIER = {
+    "keeps_times": False,
     "require_language": False,
     "video": "mpeg4 qmax=3 qmin=3",
     "sound": "ac3 b=96k",
@@ -292,10 +296,11 @@ class Unwritable(BadInput):
     """The folder takes no more files, so there is no sense in trying the next."""
 
 
-def prepare_file(path, destination, extent, fmt, language, gop):
-    """Transcode one file, whole or not at all.
+def prepare_file(path, destination, extent, stamp, fmt, language, gop):
+    """Transcode one file, whole or not at all, and give it the time of its source.
 
     extent  (start, end) of what its video and its sound both cover
+    stamp   [size, time] of the source before that was found, as `stamp_files` has it; or None
     gop     frames of a group of pictures, as `write_media` takes it
     Returns (snippets written, damaged snippets skipped, bytes, frames a second of the file). Raises
     BadInput, and of that Unwritable where no other file could be written either.
@@ -303,7 +308,15 @@ def prepare_file(path, destination, extent, fmt, language, gop):
     remove_leftovers(destination)
     with contextlib.closing(Reader(path, language)) as reader:
         source = SourceFile(reader, extent, fmt)
-        write = partial(write_media, pieces=source.pieces(), fmt=fmt, gop=gop, **PREPARED)
+
+        def write(temporary):
+            write_media(temporary, pieces=source.pieces(), fmt=fmt, gop=gop, **PREPARED)
+            if stamp_files([path]).get(path) != stamp:
+                raise BadInput(f"{path}: changed while it was prepared; repeat the command")
+            if stamp is not None:
+                _, changed = stamp
+                os.utime(temporary, ns=(changed, changed))
+
         try:
             atomic_write(destination, write, os.getpid())
         except (av.error.FFmpegError, OSError) as error:
@@ -397,9 +410,11 @@ class Job:
     path: str
     destination: Path
     extent: tuple  # (start, end)
+    stamp: list | None  # [size, time] of the source before it was probed; of a URL None
     fmt: Format
     language: str | None
     gop: int | None
+    keeps_times: bool  # whether all files in the folder have the times of their sources
 
     @property
     def seconds(self):
@@ -414,9 +429,11 @@ class Job:
         """Whether an earlier call wrote the file, and its source has not changed since."""
         if not self.destination.exists():
             return False
-        if "://" in self.path:
+        if self.stamp is None:
             return True
-        return os.path.getmtime(self.path) <= self.destination.stat().st_mtime
+        _, changed = self.stamp
+        kept = self.destination.stat().st_mtime_ns
+        return is_kept(changed, kept) or (not self.keeps_times and changed <= kept)
 
     def run(self):
         """Run `prepare_file` in a process of its own."""
@@ -425,10 +442,16 @@ class Job:
             self.path,
             self.destination,
             self.extent,
+            self.stamp,
             self.fmt,
             self.language,
             self.gop,
         )
+
+
+def is_kept(given, kept):
+    """Whether a file that was given a time, in ns, may have this one: see TIME_STEPS."""
+    return any(given // step * step == kept for step in TIME_STEPS)
 
 
 @dataclasses.dataclass
@@ -503,6 +526,7 @@ def prepare(
     check_apart(source, target, all_paths)
     note = check_target(source, target, fmt, language, require_language, gop)
     where = destinations(titles, source, target)
+    stamps = stamp_files(all_paths)  # before the files are probed, so that a later change shows
     index = index_files(all_paths, source, language, quiet=False, require_language=require_language)
     machine, machines = shard
     # A second one would remove the files that the first has begun to write.
@@ -514,7 +538,9 @@ def prepare(
     jobs = []
     for path in all_paths[machine - 1 :: machines]:
         info = index[path]
-        job = Job(path, where[path], (info.start, info.end), fmt, language, gop)
+        extent = (info.start, info.end)
+        stamp = stamps.get(path)
+        job = Job(path, where[path], extent, stamp, fmt, language, gop, note["keeps_times"])
         if job.snippets == 0:
             problem = info.problem or f"shorter than a snippet of {fmt.seconds:g} s"
             summary.skipped.append((path, problem))
@@ -601,7 +627,10 @@ def check_apart(source, target, paths):
 
 
 def check_target(source, target, fmt, language, require_language=False, gop=None):
-    """Return what the note in `target` has to say: the settings, and the source.
+    """Return what the note in `target` has to say: the settings, the source, and `keeps_times`.
+
+    A folder that has files and no note may be of an earlier version: its note is to be deleted if
+    the source has moved.
 
     Raises BadInput if the note is broken or says something else.
     """
@@ -618,9 +647,12 @@ def check_target(source, target, fmt, language, require_language=False, gop=None
         "gop": None if gop == fmt.frames else gop,  # None is the default.
     }
     path = target / NOTE
+    # The files come first: another machine may be writing its note, and then its first file.
+    keeps_times = not prepared_files(target)
     if path.exists():
         old_settings = EARLIER | read_note(path)
         old_source = old_settings.pop("source", here)  # Notes of earlier versions lack it.
+        keeps_times = old_settings["keeps_times"]
         if any(old_settings.get(name) != settings[name] for name in settings):
             old_words, new_words = differences(old_settings, settings)
             raise BadInput(
@@ -634,7 +666,14 @@ def check_target(source, target, fmt, language, require_language=False, gop=None
             )
     if settings["gop"] is None:
         del settings["gop"]  # So the note is what it was before there was a choice.
-    return settings | {"source": here}
+    return settings | {"source": here, "keeps_times": keeps_times}
+
+
+def prepared_files(target):
+    """Return the paths of the files in a folder that `prepare` wrote, as far as their names say."""
+    if not target.exists():
+        return []
+    return [path for path in files_below(target) if path.endswith(SUFFIX)]
 
 
 def describe_codec(codec, options):

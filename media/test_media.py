@@ -1245,8 +1245,8 @@ def test_a_folder_keeps_its_groups_of_pictures(prepared, all_key_frames, tmp_pat
 
 
 def times_of(folder, pattern="*.mkv"):
-    """{path: when it was written} of the files below a folder."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob(pattern)}
+    """{path: when it was written} of the files below a folder. Its st_mtime is its source's."""
+    return {path: path.stat().st_ctime_ns for path in folder.rglob(pattern)}
 
 
 def test_preparing_again_does_nothing_over_and_shares_are_disjoint(prepared, tmp_path):
@@ -1473,6 +1473,78 @@ def test_a_kill_while_preparing_loses_nothing_and_nothing_is_done_again(tmp_path
     assert not list(ready.glob(".f*"))
     assert read_collection(ready, Format()).counts == [20] * 3
     assert read_collection(raw, Format()).counts == [20] * 3
+
+
+@pytest.fixture
+def download(tmp_path):
+    """(a folder with half of a film of 16 s, the whole film): a transport stream has no header."""
+    whole = write_film(tmp_path / "whole.ts", 16, fps=5, rate=48000)
+    (tmp_path / "raw").mkdir()
+    content = whole.read_bytes()
+    (tmp_path / "raw" / "film.ts").write_bytes(content[: len(content) // 2])
+    return tmp_path / "raw", whole
+
+
+def test_a_file_that_grows_while_it_is_prepared_is_left_for_the_next_call(
+    download, tmp_path, monkeypatch
+):
+    """It was probed when it was short, hours before its turn came."""
+    (raw, whole), ready = download, tmp_path / "ready"
+    transcode = media.prepare.transcode
+
+    def finish_download(*args):
+        shutil.copyfile(whole, raw / "film.ts")
+        transcode(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media.prepare, "transcode", finish_download)
+        printed = prepare(raw, ready)
+    assert f"skipped {raw}/film.ts: changed while it was prepared; repeat the command" in printed
+    assert not times_of(ready, "*film*")
+    prepare(raw, ready)
+    assert read_collection(ready, Format()).counts == [5]
+
+
+def test_a_file_that_was_replaced_is_prepared_again_whatever_its_time(download, tmp_path):
+    (raw, whole), ready = download, tmp_path / "ready"
+    prepare(raw, ready)
+    assert read_collection(ready, Format()).counts == [2]
+    os.utime(whole, (1.5e9, 1.5e9))
+    shutil.copy2(whole, raw / "film.ts")  # as rsync -t and cp -p do, with its time
+    assert "1 files, and 0 done before" in prepare(raw, ready)
+    assert read_collection(ready, Format()).counts == [5]
+    os.utime(raw / "film.ts", (4e9, 4e9))
+    assert "1 files, and 0 done before" in prepare(raw, ready)
+    assert "0 files, and 1 done before" in prepare(raw, ready)
+
+
+def test_a_file_system_may_keep_coarser_times():
+    """FAT keeps even seconds; that is no reason to prepare all files at each call."""
+    time = 1_600_000_001_123_456_789
+    for step in (100, 10**3, 10**6, 10**7, 10**9, 2 * 10**9):
+        assert media.prepare.is_kept(time, time // step * step)
+        assert not media.prepare.is_kept(time, time - 3 * step)
+        assert not media.prepare.is_kept(time, time + step)
+    assert media.prepare.is_kept(time, time)
+
+
+@pytest.mark.parametrize("with_note", [True, False], ids=["with its note", "without"])
+def test_a_folder_of_before_is_not_prepared_again(download, tmp_path, with_note):
+    """Its files have the times at which they were written."""
+    (raw, whole), ready = download, tmp_path / "ready"
+    prepare(raw, ready)
+    note = json.loads((ready / ".prepared.json").read_text())
+    assert note.pop("keeps_times")
+    (ready / ".prepared.json").write_text(json.dumps(note))
+    os.utime(ready / "film.ts.mkv")
+    if not with_note:  # It is to be deleted if the source has moved.
+        (ready / ".prepared.json").unlink()
+    for _ in range(2):
+        assert "0 files, and 1 done before" in prepare(raw, ready)
+    shutil.copyfile(whole, raw / "film.ts")
+    assert "1 files, and 0 done before" in prepare(raw, ready)
+    assert "0 files, and 1 done before" in prepare(raw, ready)
+    assert read_collection(ready, Format()).counts == [5]
 
 
 def lost_of(titles):
