@@ -515,7 +515,8 @@ def prepare(
     A file that an earlier call has finished is skipped, unless its source has changed since.
     Raises BadInput for a rate that the codec of the sound lacks, for groups of pictures of which
     a snippet does not hold a whole number, and for a target that lies in the source or holds a file
-    of it, was prepared from another source or with other settings, or has a broken note.
+    of it, was prepared from another source or with other settings, has a broken note, or has files
+    that belong to no title of the source.
     """
     source = os.fspath(source)
     target = Path(target)
@@ -526,6 +527,7 @@ def prepare(
     check_apart(source, target, all_paths)
     note = check_target(source, target, fmt, language, require_language, gop)
     where = destinations(titles, source, target)
+    check_no_others(source, target, where)
     stamps = stamp_files(all_paths)  # before the files are probed, so that a later change shows
     index = index_files(all_paths, source, language, quiet=False, require_language=require_language)
     machine, machines = shard
@@ -674,6 +676,24 @@ def prepared_files(target):
     if not target.exists():
         return []
     return [path for path in files_below(target) if path.endswith(SUFFIX)]
+
+
+def check_no_others(source, target, where):
+    """Raise BadInput if the target has prepared files that are of no file of the source any more.
+
+    A film that was renamed, or that got another number in a list, would be there twice.
+
+    where  as `destinations` gives it, of all machines
+    """
+    known = set(where.values())
+    others = [path for path in prepared_files(target) if Path(path) not in known]
+    if others:
+        first = os.path.relpath(others[0], target)
+        raise BadInput(
+            f"{target}: {len(others)} prepared files in it belong to no title of {source} any "
+            f"more, the first is {first}; if {source} is complete, delete them, or prepare into "
+            "another folder"
+        )
 
 
 def describe_codec(codec, options):

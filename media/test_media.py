@@ -1586,6 +1586,53 @@ def test_prepared_titles_of_a_list_keep_its_order_and_stay_apart(tmp_path):
     assert f"Alf/e1.mkv: twice in {source}; a file can be of one title only" in error
 
 
+def test_what_is_no_longer_in_a_list_has_to_leave_its_prepared_folder(tmp_path):
+    """A film would be there twice: as a title to train on, and as one that is held out."""
+    source, ready = tmp_path / "LIST.txt", tmp_path / "ready"
+    film = write_film(tmp_path / "a.mkv", 4)
+    for name in "bc":
+        os.link(film, tmp_path / f"{name}.mkv")
+    source.write_text("a.mkv\nb.mkv\nc.mkv\n")
+    prepare(source, ready, "--short-side", 40)
+    before = times_of(ready)
+    source.write_text("b.mkv\nc.mkv\n")
+    for shard in ("1/1", "2/2"):
+        error = refused("media", "prepare", source, ready, "--short-side", 40, "--shard", shard)
+        assert error == (
+            f"{ready}: 3 prepared files in it belong to no title of {source} any more, the first "
+            f"is 0000 a.mkv.mkv; if {source} is complete, delete them, or prepare into another "
+            "folder"
+        )
+    assert times_of(ready) == before
+    for path in before:
+        path.unlink()
+    prepare(source, ready, "--short-side", 40)
+    assert read_collection(ready, Format()).names == ["0000 b.mkv.mkv", "0001 c.mkv.mkv"]
+    source.write_text("b.mkv\ta.mkv\nc.mkv\n")  # A film becomes a show.
+    error = refused("media", "prepare", source, ready, "--short-side", 40)
+    assert ": 1 prepared files in it" in error and "is 0000 b.mkv.mkv;" in error
+
+
+def test_what_is_no_longer_in_a_folder_has_to_leave_its_prepared_folder(tmp_path):
+    raw, ready = tmp_path / "raw", tmp_path / "ready"
+    (raw / "show").mkdir(parents=True)
+    film = write_film(raw / "film.mkv", 4)
+    for name in ("e1.mkv", "e2.mkv"):
+        os.link(film, raw / "show" / name)
+    prepare(raw, ready, "--short-side", 40)
+    # A damaged film is of the source, and other files are none of `prepare`.
+    film.unlink()
+    film.write_text("not a film")
+    (ready / "notes.txt").touch()
+    (ready / "show" / ".e3.mkv.mkv.1234").touch()  # Another machine may be writing it.
+    assert "0 files, and 2 done before; 1 skipped" in prepare(raw, ready, "--short-side", 40)
+    (raw / "show" / "e1.mkv").rename(raw / "show" / "e3.mkv")
+    error = refused("media", "prepare", raw, ready, "--short-side", 40)
+    assert ": 1 prepared files in it" in error and "is show/e1.mkv.mkv;" in error
+    (ready / "show" / "e1.mkv.mkv").unlink()
+    assert "1 files, and 1 done before; 1 skipped" in prepare(raw, ready, "--short-side", 40)
+
+
 def test_long_names_are_prepared_under_shorter_ones_that_stay_distinct(tmp_path):
     """A file system takes names of 255 bytes, and the temporary file's is longer."""
     raw, ready = tmp_path / "raw", tmp_path / "ready"
