@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -1473,6 +1474,22 @@ def test_a_kill_while_preparing_loses_nothing_and_nothing_is_done_again(tmp_path
     assert not list(ready.glob(".f*"))
     assert read_collection(ready, Format()).counts == [20] * 3
     assert read_collection(raw, Format()).counts == [20] * 3
+
+
+def test_an_interrupted_command_stops_its_films_and_leaves_nothing_of_them(tmp_path):
+    """Also where the processes that transcode do not get the signal, as they do from a terminal."""
+    raw, ready = tmp_path / "raw", tmp_path / "ready"
+    raw.mkdir()
+    write_film(raw / "film.mkv", seconds=66, fps=5, gop=5)
+    command = [sys.executable, "-m", "media", "prepare", raw, ready]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not list(ready.glob(".film.mkv.mkv.*")):
+        assert process.poll() is None
+        sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "interrupted; finished files are kept" in errors
+    assert sorted(os.listdir(ready)) == [".lock-1-of-1", ".prepared.json"]
 
 
 @pytest.fixture
