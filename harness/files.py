@@ -68,6 +68,13 @@ def one_at_a_time(folder):
         os.close(descriptor)  # which unlocks it
 
 
+def usable_cores():
+    """The cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def in_own_process(work, path, *args):
     """Return work(path, ...), computed in another process: a decoder that crashes costs one file.
 
@@ -92,10 +99,3 @@ def end_with_parent():
 def wait_for_parent():
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def usable_cores():
-    """How many cores this process may use: the machine may have more than its job was given."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

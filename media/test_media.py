@@ -1603,96 +1603,6 @@ def test_prepared_titles_of_a_list_keep_its_order_and_stay_apart(tmp_path):
     assert f"Alf/e1.mkv: twice in {source}; a file can be of one title only" in error
 
 
-def test_what_is_no_longer_in_a_list_has_to_leave_its_prepared_folder(tmp_path):
-    """A film would be there twice: as a title to train on, and as one that is held out."""
-    source, ready = tmp_path / "LIST.txt", tmp_path / "ready"
-    film = write_film(tmp_path / "a.mkv", 4)
-    for name in "bc":
-        os.link(film, tmp_path / f"{name}.mkv")
-    source.write_text("a.mkv\nb.mkv\nc.mkv\n")
-    prepare(source, ready, "--short-side", 40)
-    before = times_of(ready)
-    source.write_text("b.mkv\nc.mkv\n")
-    for shard in ("1/1", "2/2"):
-        error = refused("media", "prepare", source, ready, "--short-side", 40, "--shard", shard)
-        assert error == (
-            f"{ready}: 3 prepared files in it belong to no title of {source} any more, the first "
-            f"is 0000 a.mkv.mkv; if {source} is complete, delete them, or prepare into another "
-            "folder"
-        )
-    assert times_of(ready) == before
-    for path in before:
-        path.unlink()
-    prepare(source, ready, "--short-side", 40)
-    assert read_collection(ready, Format()).names == ["0000 b.mkv.mkv", "0001 c.mkv.mkv"]
-    source.write_text("b.mkv\ta.mkv\nc.mkv\n")  # A film becomes a show.
-    error = refused("media", "prepare", source, ready, "--short-side", 40)
-    assert ": 1 prepared files in it" in error and "is 0000 b.mkv.mkv;" in error
-
-
-def test_what_is_no_longer_in_a_folder_has_to_leave_its_prepared_folder(tmp_path):
-    raw, ready = tmp_path / "raw", tmp_path / "ready"
-    (raw / "show").mkdir(parents=True)
-    film = write_film(raw / "film.mkv", 4)
-    for name in ("e1.mkv", "e2.mkv"):
-        os.link(film, raw / "show" / name)
-    prepare(raw, ready, "--short-side", 40)
-    # A damaged film is of the source, and other files are none of `prepare`.
-    film.unlink()
-    film.write_text("not a film")
-    (ready / "notes.txt").touch()
-    (ready / "show" / ".e3.mkv.mkv.1234").touch()  # Another machine may be writing it.
-    assert "0 files, and 2 done before; 1 skipped" in prepare(raw, ready, "--short-side", 40)
-    (raw / "show" / "e1.mkv").rename(raw / "show" / "e3.mkv")
-    error = refused("media", "prepare", raw, ready, "--short-side", 40)
-    assert ": 1 prepared files in it" in error and "is show/e1.mkv.mkv;" in error
-    (ready / "show" / "e1.mkv.mkv").unlink()
-    assert "1 files, and 1 done before; 1 skipped" in prepare(raw, ready, "--short-side", 40)
-
-
-def test_long_names_are_prepared_under_shorter_ones_that_stay_distinct(tmp_path):
-    """A file system takes names of 255 bytes, and the temporary file's is longer."""
-    raw, ready = tmp_path / "raw", tmp_path / "ready"
-    (raw / "show").mkdir(parents=True)
-    film = write_film(tmp_path / "film.mkv", 4)
-    # Names of 248 bytes, which differ at their ends, of 252 and of 242; the last one just fits.
-    names = ["я" * 120 + "1234.mkv", "я" * 120 + "5678.mkv", "show/" + "я" * 124 + ".mkv"]
-    names += ["b" * 238 + ".mkv"]
-    for name in names:
-        os.link(film, raw / name)
-    assert "4 titles: 4 files, and 0 done before; 0 skipped" in prepare(raw, ready)
-    prepared = read_collection(ready, Format()).names
-    assert len(prepared) == 4 and prepared[0] == names[3] + ".mkv"
-    assert all(name.startswith("я" * 110) for name in prepared[2:])
-    assert "0 files, and 4 done before" in prepare(raw, ready)
-
-
-def test_what_a_url_asks_for_is_no_part_of_a_prepared_name(tmp_path):
-    """It may be a signature, which is long, a secret, and another one tomorrow."""
-    source, ready = tmp_path / "LIST.txt", tmp_path / "ready"
-    signature = "X-Amz-Credential=AKIA%2Fus-east-1/s3&X-Amz-Signature=" + "a" * 300
-    address = "http://x.com/bucket"
-    source.write_text(
-        f"{address}/film%231.mp4?{signature}\n"
-        f"{address}/a.mp4?{signature}\t{address}/b.mp4?{signature}\n"
-        f"{address}/film.mp4\t{address}/#1 of 2.mp4\n"
-        f"{address}/{'я' * 130}\t{address}/b.mp4\n"
-    )
-    where = media.prepare.destinations(media.collection.list_titles(str(source)), source, ready)
-    names = [str(path.relative_to(ready)) for path in where.values()]
-    assert len(names) == 7
-    assert names[:5] == [
-        "0000 film%231.mp4.mkv",
-        "0001 a.mp4/000 a.mp4.mkv",
-        "0001 a.mp4/001 b.mp4.mkv",
-        "0002 film.mp4/000 film.mp4.mkv",
-        "0002 film.mp4/001 #1 of 2.mp4.mkv",
-    ]
-    for name in names:
-        (ready / name).parent.mkdir(parents=True, exist_ok=True)
-        (ready / name).with_name(f".{Path(name).name}.4194304").touch()
-
-
 def test_a_film_is_in_a_collection_once(tmp_path):
     """It could be trained on and held out, and would be a negative of itself."""
     films, source = tmp_path / "films", tmp_path / "LIST.txt"
@@ -1767,6 +1677,95 @@ def test_a_full_disk_ends_preparing_at_once_and_leaves_no_half_file(tmp_path):
     assert last.startswith(f"prepare: error: {ready}/b.mkv.mkv: No space left on device; ")
     assert "Traceback" not in ended.stderr
     assert sorted(os.listdir(ready)) == [".lock-1-of-1", ".prepared.json"]
+
+
+def test_what_is_no_longer_in_a_list_has_to_leave_its_prepared_folder(tmp_path):
+    """A film would be there twice: as a title to train on, and as one that is held out."""
+    source, ready = tmp_path / "LIST.txt", tmp_path / "ready"
+    film = write_film(tmp_path / "a.mkv", 4)
+    for name in "bc":
+        shutil.copyfile(film, tmp_path / f"{name}.mkv")
+    source.write_text("a.mkv\nb.mkv\nc.mkv\n")
+    prepare(source, ready, "--short-side", 40)
+    before = times_of(ready)
+    source.write_text("b.mkv\nc.mkv\n")
+    for shard in ("1/1", "2/2"):
+        error = refused("media", "prepare", source, ready, "--short-side", 40, "--shard", shard)
+        assert error == (
+            f"{ready}: 3 prepared files in it belong to no title of {source} any more, the first "
+            f"is 0000 a.mkv.mkv; if {source} is complete, delete them, or prepare into another "
+            "folder"
+        )
+    assert times_of(ready) == before
+    for path in before:
+        path.unlink()
+    prepare(source, ready, "--short-side", 40)
+    assert read_collection(ready, Format()).names == ["0000 b.mkv.mkv", "0001 c.mkv.mkv"]
+    source.write_text("b.mkv\ta.mkv\nc.mkv\n")  # A film becomes a show.
+    error = refused("media", "prepare", source, ready, "--short-side", 40)
+    assert ": 1 prepared files in it" in error and "is 0000 b.mkv.mkv;" in error
+
+
+def test_what_is_no_longer_in_a_folder_has_to_leave_its_prepared_folder(tmp_path):
+    raw, ready = tmp_path / "raw", tmp_path / "ready"
+    (raw / "show").mkdir(parents=True)
+    film = write_film(raw / "film.mkv", 4)
+    for name in ("e1.mkv", "e2.mkv"):
+        shutil.copyfile(film, raw / "show" / name)
+    prepare(raw, ready, "--short-side", 40)
+    # A damaged film is of the source, and other files are none of `prepare`.
+    film.write_text("not a film")
+    (ready / "notes.txt").touch()
+    (ready / "show" / ".e3.mkv.mkv.1234").touch()  # Another machine may be writing it.
+    assert "0 files, and 2 done before; 1 skipped" in prepare(raw, ready, "--short-side", 40)
+    (raw / "show" / "e1.mkv").rename(raw / "show" / "e3.mkv")
+    error = refused("media", "prepare", raw, ready, "--short-side", 40)
+    assert ": 1 prepared files in it" in error and "is show/e1.mkv.mkv;" in error
+    (ready / "show" / "e1.mkv.mkv").unlink()
+    assert "1 files, and 1 done before; 1 skipped" in prepare(raw, ready, "--short-side", 40)
+
+
+def test_long_names_are_prepared_under_shorter_ones_that_stay_distinct(tmp_path):
+    """A file system takes names of 255 bytes, and the temporary file's is longer."""
+    raw, ready = tmp_path / "raw", tmp_path / "ready"
+    (raw / "show").mkdir(parents=True)
+    film = write_film(tmp_path / "film.mkv", 4)
+    # Names of 248 bytes, which differ at their ends, of 252 and of 242; the last one just fits.
+    names = ["я" * 120 + "1234.mkv", "я" * 120 + "5678.mkv", "show/" + "я" * 124 + ".mkv"]
+    names += ["b" * 238 + ".mkv"]
+    for name in names:
+        shutil.copyfile(film, raw / name)
+    assert "4 titles: 4 files, and 0 done before; 0 skipped" in prepare(raw, ready)
+    prepared = read_collection(ready, Format()).names
+    assert len(prepared) == 4 and prepared[0] == names[3] + ".mkv"
+    assert all(name.startswith("я" * 110) for name in prepared[2:])
+    assert "0 files, and 4 done before" in prepare(raw, ready)
+
+
+def test_what_a_url_asks_for_is_no_part_of_a_prepared_name(tmp_path):
+    """It may be a signature, which is long, a secret, and another one tomorrow."""
+    source, ready = tmp_path / "LIST.txt", tmp_path / "ready"
+    signature = "X-Amz-Credential=AKIA%2Fus-east-1/s3&X-Amz-Signature=" + "a" * 300
+    address = "http://x.com/bucket"
+    source.write_text(
+        f"{address}/film%231.mp4?{signature}\n"
+        f"{address}/a.mp4?{signature}\t{address}/b.mp4?{signature}\n"
+        f"{address}/film.mp4\t{address}/#1 of 2.mp4\n"
+        f"{address}/{'я' * 130}\t{address}/b.mp4\n"
+    )
+    where = media.prepare.destinations(media.collection.list_titles(str(source)), source, ready)
+    names = [str(path.relative_to(ready)) for path in where.values()]
+    assert len(names) == 7
+    assert names[:5] == [
+        "0000 film%231.mp4.mkv",
+        "0001 a.mp4/000 a.mp4.mkv",
+        "0001 a.mp4/001 b.mp4.mkv",
+        "0002 film.mp4/000 film.mp4.mkv",
+        "0002 film.mp4/001 #1 of 2.mp4.mkv",
+    ]
+    for name in names:
+        (ready / name).parent.mkdir(parents=True, exist_ok=True)
+        (ready / name).with_name(f".{Path(name).name}.4194304").touch()
 
 
 @pytest.mark.parametrize("fps", [5, 29.97])
