@@ -88,8 +88,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 NOTE = ".prepared.json"  # in a prepared folder: from which source it was made, and how
 
-# To how many ns file systems round the time of a file down: FAT keeps even seconds.
-TIME_STEPS = (1, 100, 10**3, 10**6, 10**7, 10**9, 2 * 10**9)
+TIME_STEP = 2 * 10**9  # in ns: file systems round a file's time down, FAT to even seconds
 
 # The numbers in a note, and what is wrong if a run asks for more.
 NUMBERS = {
@@ -322,7 +321,7 @@ def prepare_file(path, destination, extent, stamp, fmt, language, gop):
         except (av.error.FFmpegError, OSError) as error:
             if error.errno in FULL:
                 raise Unwritable(
-                    f"{destination}: {error.strerror}; mend that and repeat the command, which "
+                    f"{destination}: {error.strerror}; fix that and repeat the command, which "
                     "keeps the files that are finished"
                 ) from error
             raise BadInput(f"{path}: {error.strerror or error}") from error
@@ -450,8 +449,8 @@ class Job:
 
 
 def is_kept(given, kept):
-    """Whether a file that was given a time, in ns, may have this one: see TIME_STEPS."""
-    return any(given // step * step == kept for step in TIME_STEPS)
+    """Whether a file that was given a time, in ns, may have kept this one: see TIME_STEP."""
+    return 0 <= given - kept < TIME_STEP
 
 
 @dataclasses.dataclass

@@ -1538,11 +1538,10 @@ def test_a_file_that_was_replaced_is_prepared_again_whatever_its_time(download, 
 def test_a_file_system_may_keep_coarser_times():
     """FAT keeps even seconds; that is no reason to prepare all files at each call."""
     time = 1_600_000_001_123_456_789
-    for step in (100, 10**3, 10**6, 10**7, 10**9, 2 * 10**9):
+    for step in (1, 100, 10**9, 2 * 10**9):
         assert media.prepare.is_kept(time, time // step * step)
-        assert not media.prepare.is_kept(time, time - 3 * step)
-        assert not media.prepare.is_kept(time, time + step)
-    assert media.prepare.is_kept(time, time)
+    assert not media.prepare.is_kept(time, time + 1)
+    assert not media.prepare.is_kept(time, time - 2 * 10**9)
 
 
 @pytest.mark.parametrize("with_note", [True, False], ids=["with its note", "without"])
@@ -1553,7 +1552,8 @@ def test_a_folder_of_before_is_not_prepared_again(download, tmp_path, with_note)
     note = json.loads((ready / ".prepared.json").read_text())
     assert note.pop("keeps_times")
     (ready / ".prepared.json").write_text(json.dumps(note))
-    os.utime(ready / "film.ts.mkv")
+    os.utime(raw / "film.ts", (1_600_000_000, 1_600_000_000))
+    os.utime(ready / "film.ts.mkv", (1_600_000_060, 1_600_000_060))
     if not with_note:  # It is to be deleted if the source has moved.
         (ready / ".prepared.json").unlink()
     for _ in range(2):
