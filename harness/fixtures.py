@@ -452,9 +452,12 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def served(root):
-    """Serve a folder. Gives (its address, the list of paths asked for so far)."""
-    handler = type("Handler", (RangeHandler,), {"root": Path(root), "asked": []})
+def served(root, answers=RangeHandler):
+    """Serve a folder. Gives (its address, the list of paths asked for so far).
+
+    answers  the class of the handler
+    """
+    handler = type("Handler", (answers,), {"root": Path(root), "asked": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:

@@ -103,6 +103,8 @@ class Reader:
 
         exact  True: the ends are those of the last packets, because a header may be wrong
                or lack the duration. False: a header that has it is trusted.
+
+        Raises what `last_packets` does.
         """
         starts = []
         ends = []
@@ -120,20 +122,27 @@ class Reader:
 
         Most files need a look at their last second only, counted from `end`, which is the
         end by the header. Where a stream has no packet there, we look further back.
+
+        Raises BadInput if a stream has none anywhere, as where a server stopped answering after the
+        file was opened; and av.error.FFmpegError if the disc or the server fails.
         """
         for back in (1, 10, 100, 1000, math.inf):
             ends = self.packet_ends(streams, end - back)
             if len(ends) == len(streams) or back > end:
                 break
-        return [ends.get(stream, start_of(stream)) for stream in streams]
+        for stream in streams:
+            if stream not in ends:
+                raise BadInput(f"{self.path}: nothing of its {stream.type} can be read")
+        return [ends[stream] for stream in streams]
 
     def packet_ends(self, streams, start):
         """Return {stream: when its last packet ends}, of packets from `start` (s) on."""
         consumers = {stream: Consumer(stream, start) for stream in streams}
         start = max(start, -1e6)  # FFmpeg has no -inf.
         ends = {}
-        # A truncated file ends in an error.
-        with contextlib.suppress(av.error.FFmpegError):
+        # A file that is cut off or damaged ends in one of these, and a failing disc or server in
+        # another error: that file may be whole.
+        with contextlib.suppress(av.error.InvalidDataError, av.error.MemoryError):
             self.seek(start, any_frame=True)
             for packet in self.container.demux(streams):
                 if packet.size:

@@ -39,6 +39,7 @@ from harness.files import in_own_process
 from harness.fixtures import (
     EVENT,
     ROOT,
+    RangeHandler,
     damage,
     is_lit,
     onset,
@@ -887,6 +888,41 @@ def test_a_list_names_paths_and_urls_and_a_show_is_a_line(tmp_path):
         assert remote["video"].equal(local["video"])
         assert remote["waveform"].equal(local["waveform"])
         assert "/c.mp4" in asked
+
+
+class BusyHandler(RangeHandler):
+    """While it is busy it serves a file's beginning; beyond it answers 503, or breaks off."""
+
+    busy = True
+    answers_503 = True
+
+    def do_GET(self):
+        is_later = not self.headers.get("Range", "bytes=0-").startswith("bytes=0-")
+        if self.busy and is_later and self.answers_503:
+            self.send_error(503)
+        elif self.busy and is_later:
+            self.connection.close()
+        else:
+            super().do_GET()
+
+
+@pytest.mark.parametrize("name, answers_503", [("film.ts", True), ("film.mkv", False)])
+def test_a_film_whose_server_was_busy_is_probed_again(tmp_path, monkeypatch, name, answers_503):
+    """It could be opened, and then nothing was found at its end. It is not shorter for that."""
+    films = tmp_path / "films"
+    films.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
+    options = {"bf": "0", "crf": "1"}  # many bytes, so that a look at the end asks for it
+    write_film(films / name, 16, fps=5, size=(320, 240), gop=5, options=options, image=noise)
+    write_film(tmp_path / "good.mp4", 4)
+    monkeypatch.setattr(BusyHandler, "answers_503", answers_503)
+    with served(films, BusyHandler) as (url, _):
+        source = tmp_path / "LIST.txt"
+        source.write_text(f"good.mp4\n{url}/{name}\n")
+        [(_, problem)] = read_collection(source, TINY).skipped
+        assert "shorter" not in problem
+        monkeypatch.setattr(BusyHandler, "busy", False)
+        assert read_collection(source, TINY).counts == [2, 10]
 
 
 def test_a_collection_has_the_name_of_its_folder_its_list_or_its_world(tmp_path):
