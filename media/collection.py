@@ -301,6 +301,11 @@ def probe(path, language=None, require_language=False):
         problem = str(error).removeprefix(f"{path}: ")
     except (av.error.FFmpegError, OSError) as error:
         problem = str(error.strerror or error)
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Nobody foresaw it, and one file should not keep all others from being used.
+        problem = f"{type(error).__name__}: {error}"
     return FileInfo(0, 0, problem, video, audio)
 
 

@@ -144,7 +144,7 @@ class Reader:
         # another error: that file may be whole.
         with contextlib.suppress(av.error.InvalidDataError, av.error.MemoryError):
             self.seek(start, any_frame=True)
-            for packet in self.container.demux(streams):
+            for packet in self.packets(streams):
                 if packet.size:
                     _, end = consumers[packet.stream].packet_times(packet)
                     ends[packet.stream] = max(end, ends.get(packet.stream, 0.0))
@@ -161,6 +161,15 @@ class Reader:
         except av.error.FFmpegError:
             # Only AVI refuses a time before its start.
             self.container.seek(self.container.start_time or 0, **options)
+
+    def packets(self, streams):
+        """Yield the packets of these streams, and at their ends an empty one of each.
+
+        After that PyAV raises IndexError if another stream has only just appeared, as a second
+        track can near the end of an MPEG program stream.
+        """
+        with contextlib.suppress(IndexError):
+            yield from self.container.demux(streams)
 
     def read(self, times=(), sound_from=0.0, samples=0, rate=48000, keep=lambda frame: frame):
         """Return (a list with an image for each of `times`, float32 array (samples,)).
@@ -187,7 +196,7 @@ class Reader:
 
     def feed(self, video, audio, streams):
         """Hand packets of `streams` to the consumers until both have all they want."""
-        for packet in self.container.demux(streams):
+        for packet in self.packets(streams):
             # An empty packet without a time is the end of its stream. One with a time stands for
             # a frame that the file's writer dropped.
             is_dropped_frame = packet.size == 0 and packet.dts is not None
@@ -621,7 +630,7 @@ def has_key_frames_only(path, packets=100):
     Raises BadInput if FFmpeg cannot open the file.
     """
     with contextlib.closing(Reader(path)) as reader, contextlib.suppress(av.error.FFmpegError):
-        for packet in itertools.islice(reader.container.demux(reader.video), packets):
+        for packet in itertools.islice(reader.packets([reader.video]), packets):
             if packet.size and not packet.is_keyframe:
                 return False
     return True

@@ -831,6 +831,41 @@ def test_a_file_that_cannot_be_read_is_skipped(tmp_path):
     assert reasons["broken.mp4"]
 
 
+def test_a_track_that_appears_near_the_end_of_a_film_does_no_harm(tmp_path):
+    """A program stream names its tracks nowhere, so one may have its first packet there."""
+    noise = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
+    how = dict(video="mpeg2video", audio="mp2", rate=48000, gop=1)
+    # So many bytes that the track is found neither at the beginning nor at the end.
+    how |= dict(size=(320, 240), image=noise, options={"b": "20M"})
+    content = b""
+    for start, seconds, tracks in ((0, 4, 1), (4, 0.3, 2), (4.3, 0.5, 1)):
+        part = write_film(tmp_path / "part.mpg", seconds, start=start, **how)
+        if tracks == 2:
+            part = merge(tmp_path / "two.mpg", part, (part, None, True), (part, None, False))
+        content += part.read_bytes()
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "film.mpg").write_bytes(content)
+    titles = Titles(tmp_path / "films", TINY)
+    assert titles.names == ["film.mpg"] and titles.counts == [2]
+    assert titles[0, 1, (0,)]["failures"] == []
+
+
+def test_an_error_that_nobody_foresaw_costs_one_file(tmp_path, monkeypatch):
+    for name in ("good.mp4", "odd.mp4"):
+        write_film(tmp_path / name, 4)
+    span = Reader.span
+
+    def odd(reader, *streams):
+        if reader.path.endswith("odd.mp4"):
+            raise IndexError("list index out of range")
+        return span(reader, *streams)
+
+    monkeypatch.setattr(Reader, "span", odd)
+    collection = read_collection(tmp_path, TINY)
+    assert collection.names == ["good.mp4"]
+    assert reasons_of(collection) == {"odd.mp4": "IndexError: list index out of range"}
+
+
 REFERENCES = {
     "playlist.mp4": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:5\n#EXTINF:4,\n"
     "{there}\n#EXT-X-ENDLIST\n",
