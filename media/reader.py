@@ -43,8 +43,12 @@ CLOCK = 0.001
 # Seconds: the decoder of a lossy sound needs a little of what precedes the cut.
 LEAD = 0.15
 
-# Seconds before the wanted time at which the first, second and third attempt start.
-PREROLLS = (LEAD, 2.0, 15.0)
+# Seconds before the wanted time at which each attempt starts. Key frames of x264 are up to 250
+# frames apart, which is 25 s of film at 10 frames a second.
+PREROLLS = (LEAD, 2.0, 15.0, 60.0)
+
+# Seconds: a first frame that comes later than this does not show what is wanted before it.
+LATE = 0.5
 
 CENTRE = (0.5, 0.5)  # the position of a central crop
 
@@ -376,7 +380,7 @@ class VideoConsumer(Consumer):
         self.started = False  # whether decoding has begun
         self.on_screen = None  # the latest frame
         self.image = None  # of the frame on screen, once it is needed
-        self.first_time = None  # seconds, of the first frame that came
+        self.first_time = math.inf  # seconds, of the first frame that came
 
     @property
     def done(self):
@@ -384,13 +388,20 @@ class VideoConsumer(Consumer):
 
     def complete(self):
         """Whether no frame is missing before the first wanted time."""
-        if not self.done or self.first_time is None:
-            return False
-        return self.first_time <= self.earliest() + CLOCK
+        return self.done and self.first_time <= self.earliest() + CLOCK
 
     def lost(self):
-        """Share of the packets that could not be decoded."""
-        return self.failed / max(1, self.tried)
+        """Share of the packets that could not be decoded, or of the times without a frame."""
+        return max(self.failed / max(1, self.tried), self.missed())
+
+    def missed(self):
+        """Share of the wanted times whose frame never came; the first that came stands in for it.
+
+        A little late is not missed: in AVI a first frame may be shown later than its stream begins.
+        """
+        begin = start_of(self.stream)
+        missed = [time for time in self.times if begin <= time < self.first_time - LATE]
+        return len(missed) / len(self.times)
 
     def take(self, packet):
         if packet.size:

@@ -383,6 +383,38 @@ def repeat(source, path, times, period=16):
                 out.mux(packet)
 
 
+def test_key_frames_may_be_far_apart_where_there_is_no_index(tmp_path):
+    """Those of x264 are 250 frames apart: 25 s of a broadcast of 10 frames a second."""
+    path = write_film(tmp_path / "film.ts", 40, fps=10, gop=250, options={"bf": "0"})
+    assert_in_step(Reader(path), [0.0, 17.1, 20.9, 24.3, 36.5], Timeline(path, 10), 40)
+
+
+def test_a_snippet_whose_key_frame_is_too_far_away_is_damaged(tmp_path):
+    """It would show a frame that comes up to a minute later."""
+    path = write_film(tmp_path / "film.ts", 120, fps=5, gop=500, rate=8000, options={"bf": "0"})
+    reader = Reader(path)
+    begin, _ = reader.span(reader.video, reader.audio)
+    for second in (0, 50, 101, 110):
+        read_snippets(reader, begin + second, 1, Format(), no_picture)
+    with pytest.raises(BadInput, match="damaged at"):
+        read_snippets(reader, begin + 90, 1, Format(), no_picture)
+
+
+@pytest.mark.parametrize("cut, is_damaged", [(0.05, True), (0.07, False)])
+def test_a_recording_that_begins_between_key_frames_may_miss_little(tmp_path, cut, is_damaged):
+    """Key frames are 1.6 s apart, and the recording begins 0.7 or 0.3 s before the second one."""
+    path = write_film(tmp_path / "film.ts", 20, gop=40, options={"bf": "0"})
+    content = path.read_bytes()
+    packet = 188  # bytes
+    path.write_bytes(content[int(cut * len(content)) // packet * packet :])
+    reader = Reader(path)
+    begin, _ = reader.span(reader.video, reader.audio)
+    refusal = pytest.raises(BadInput, match="damaged at")
+    with refusal if is_damaged else contextlib.nullcontext():
+        read_snippets(reader, begin, 1, Format(), no_picture)
+    read_snippets(reader, begin + 3.2, 1, Format(), no_picture)
+
+
 CHANGES = [
     ({}, dict(layout="5.1")),
     (dict(layout="5.1"), dict(layout="mono", rate=44100)),
