@@ -156,13 +156,24 @@ def check_distinct(paths, source):
     """Raise BadInput for the first path, or URL, that leads to the same file as one before it."""
     before = {}
     for path in paths:
-        file = path if "://" in path else os.path.realpath(path)
+        file = identity(path)
         if file in before:
             also = "" if before[file] == path else f" (also as {before[file]})"
             raise BadInput(
                 f"{path}: twice in {source}{also}; a file can be of one title only, so remove one"
             )
         before[file] = path
+
+
+def identity(path):
+    """Return what is the same for two paths if they lead to one file, also by links of any kind."""
+    if "://" in path:
+        return path
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        if status.st_ino:  # Some file systems have no such number.
+            return status.st_dev, status.st_ino
+    return os.path.realpath(path)
 
 
 def titles_of_folder(source):
