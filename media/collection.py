@@ -24,7 +24,7 @@ import av
 from tqdm import tqdm
 
 from harness.errors import BadInput, printable
-from harness.files import atomic_write, in_own_process
+from harness.files import atomic_write, in_own_process, usable_cores
 from media.reader import Reader
 from media.scenes import find_scenes
 
@@ -380,8 +380,8 @@ def index_scenes(parts, source, fmt, log_mel, language=None, quiet=True):
 
     log_mel  see `find_scenes`; it is sent to other processes, so it can be pickled
 
-    Every file is read from start to end, on all cores. One that cannot be read counts as a
-    single scene.
+    Every file is read from start to end, on all cores that this process may use. One that cannot
+    be read counts as a single scene.
     """
     snippets = {}  # {path: (when the first begins in s, how many there are)}
     for part in parts:
@@ -392,7 +392,7 @@ def index_scenes(parts, source, fmt, log_mel, language=None, quiet=True):
         depends_on=["scenes", *identify(source), language, *settings, SCENES_VERSION],
         paths=list(snippets),
         work=partial(scene_lengths, snippets=snippets, fmt=fmt, log_mel=log_mel, language=language),
-        workers=os.cpu_count(),
+        workers=usable_cores(),
         progress=partial(tqdm, desc=f"scenes {source}", disable=quiet, unit="file"),
         worth_keeping=is_not_none,
     )

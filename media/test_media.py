@@ -2265,6 +2265,22 @@ def test_scenes_found_before_an_interruption_are_kept(tmp_path, monkeypatch, sea
     assert searched[2:] == ["c.mp4"]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="No job is limited here.")
+def test_scenes_are_searched_on_the_cores_that_a_job_may_use(monkeypatch):
+    """A job on a shared machine may have a few of its cores."""
+    used = []
+    monkeypatch.setattr(
+        media.collection, "cached", lambda workers, **how: used.append(workers) or {}
+    )
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        media.collection.index_scenes([], "FILMS", TINY, log_mel=None)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert used == [1]
+
+
 def test_scenes_of_a_damaged_film_still_add_up(tmp_path):
     damage(write_film(tmp_path / "film.mkv", seconds=60, audio="flac"), (0.5, 0.6))
     titles = Titles(tmp_path, TINY, scenes=True)
