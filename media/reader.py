@@ -37,6 +37,14 @@ CHUNK = 16  # snippets that are read at a time where a whole film is read
 # A snippet that lost more than this share of its frames or its sound counts as damaged.
 DAMAGED = 0.1
 
+# What FFmpeg raises where a file is cut off, overwritten or full of zeros.
+OF_DAMAGE = (
+    av.error.InvalidDataError,
+    av.error.BlockingIOError,
+    av.error.MemoryError,
+    av.error.PermissionError,
+)
+
 # Seconds: containers round timestamps to a millisecond, so closer times are equal.
 CLOCK = 0.001
 
@@ -144,9 +152,8 @@ class Reader:
         consumers = {stream: Consumer(stream, start) for stream in streams}
         start = max(start, -1e6)  # FFmpeg has no -inf.
         ends = {}
-        # A file that is cut off or damaged ends in one of these, and a failing disc or server in
-        # another error: that file may be whole.
-        with contextlib.suppress(av.error.InvalidDataError, av.error.MemoryError):
+        # After any other error, as of a disc or a server, the file may be whole.
+        with contextlib.suppress(*OF_DAMAGE):
             self.seek(start, any_frame=True)
             for packet in self.packets(streams):
                 if packet.size:

@@ -655,6 +655,17 @@ def test_a_film_cut_off_is_counted_by_what_is_there(tmp_path, name, mux):
     assert int(there - 0.2) <= count <= int(there + 0.1)
 
 
+@pytest.mark.parametrize("name", ["film.ts", "film.mkv"])
+def test_a_film_that_ends_in_zeros_is_counted_by_what_is_there(tmp_path, name):
+    """A download that has reserved its whole length."""
+    path = write_film(tmp_path / name, 20, size=(320, 240), options={"bf": "0"})
+    content = path.read_bytes()
+    there = int(0.7 * len(content))
+    path.write_bytes(content[:there] + bytes(len(content) - there))
+    [count] = read_collection(tmp_path, TINY).counts
+    assert 7 <= count <= 9
+
+
 def test_a_film_that_lost_its_index_is_skipped_with_its_reason(tmp_path):
     """An mp4 whose recording was not ended has no index at its end: nothing can be found in it."""
     good = write_film(tmp_path / "good.mp4", 4)
