@@ -34,8 +34,14 @@ MEDIA = frozenset(
 )
 CONTENTS = "films (files) and shows (folders of files)"  # for messages
 
+# The problem of a file without packets for most of its time.
+JUMPS = (
+    "its clock jumps, or most of it is damaged; copy it with a new clock: "
+    "ffmpeg -fflags +genpts -i FILE -c copy NEW.mkv"
+)
+
 # A higher number makes results stale that earlier versions have stored.
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 SCENES_VERSION = 1
 
 # Files that are probed at a time: FFmpeg mostly waits, and it does not hold Python's lock.
@@ -306,7 +312,10 @@ def probe(path, language=None, require_language=False):
                 tags = in_words(language_tags(reader))
                 problem = f"no audio track tagged {language} (it has: {tags})"
                 return FileInfo(0, 0, problem, video, audio)
-            start, end = reader.span(reader.video, reader.audio)
+            streams = (reader.video, reader.audio)
+            start, end = reader.span(*streams)
+            if reader.clock_jumps(streams, start, end):
+                return FileInfo(0, 0, JUMPS, video, audio)
             return FileInfo(start, end, None, video, audio)
     except BadInput as error:
         problem = str(error).removeprefix(f"{path}: ")

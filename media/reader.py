@@ -17,6 +17,7 @@ from functools import partial
 
 import av
 import numpy as np
+from av.format import Flags
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -57,6 +58,10 @@ PREROLLS = (LEAD, 2.0, 15.0, 60.0)
 
 # Seconds: a first frame that comes later than this does not show what is wanted before it.
 LATE = 0.5
+
+# Whether a clock jumps: how far, in s, a seek may be off, and at how many places we look.
+HOLE = 10.0
+PLACES = 20
 
 CENTRE = (0.5, 0.5)  # the position of a central crop
 
@@ -160,6 +165,31 @@ class Reader:
                     _, end = consumers[packet.stream].packet_times(packet)
                     ends[packet.stream] = max(end, ends.get(packet.stream, 0.0))
         return ends
+
+    def clock_jumps(self, streams, start, end):
+        """Whether more than half of the time from `start` to `end` (s) has no packet of a stream.
+
+        So it is where a broadcast's clock is set to another time, or two recordings are laid end
+        to end: FFmpeg takes a step back for the end of a count of 26.5 hours. Containers whose
+        clock cannot jump are not looked at.
+        """
+        if not self.container.format.flags & Flags.ts_discont.value:
+            return False
+        if self.has_packet(streams, (start + end) / 2):
+            return False  # A hole of more than half would lie here, too.
+        places = start + (end - start) * (np.arange(PLACES) + 0.5) / PLACES
+        return sum(self.has_packet(streams, place) for place in places) < PLACES / 2
+
+    def has_packet(self, streams, time):
+        """Whether a seek finds a packet of these streams within HOLE of a time (s)."""
+        consumers = {stream: Consumer(stream, time) for stream in streams}
+        with contextlib.suppress(*OF_DAMAGE):
+            self.seek(time, any_frame=True)
+            for packet in self.packets(streams):
+                found, _ = consumers[packet.stream].packet_times(packet)
+                if found > -math.inf:
+                    return abs(found - time) < HOLE
+        return False
 
     def seek(self, time, **options):
         """Go to a key frame at `time` (s) or before.

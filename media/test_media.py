@@ -595,7 +595,7 @@ def test_a_cache_of_the_index_stays_valid_where_no_language_is_required(tmp_path
     )
     for require in (False, True):
         media.collection.index_files([], "FILMS", "eng", require_language=require)
-    before = [*media.collection.identify("FILMS"), "eng", 1]
+    before = [*media.collection.identify("FILMS"), "eng", 2]
     assert used == [before, [*before, "require_language"]]
 
 
@@ -664,6 +664,31 @@ def test_a_film_that_ends_in_zeros_is_counted_by_what_is_there(tmp_path, name):
     path.write_bytes(content[:there] + bytes(len(content) - there))
     [count] = read_collection(tmp_path, TINY).counts
     assert 7 <= count <= 9
+
+
+@pytest.mark.parametrize("name", ["film.ts", "film.mpg"])
+@pytest.mark.parametrize(
+    "starts, counted", [((2, 12), 12), ((2, 2), 6), ((100, 2), 0), ((2, 90), 0)]
+)
+def test_a_film_of_which_most_is_a_jump_of_its_clock_is_skipped(tmp_path, name, starts, counted):
+    """Two recordings laid end to end: the second clock goes on, or is set back, or ahead.
+
+    FFmpeg takes a step back of more than a minute for the end of a count of 26.5 hours.
+    """
+    films, content = tmp_path / "films", b""
+    films.mkdir()
+    write_film(films / "good.mp4", 4)
+    for start in starts:
+        how = dict(video="mpeg2video", audio="ac3", rate=48000, start=start)
+        content += write_film(tmp_path / name, 10, **how).read_bytes()
+    (films / name).write_bytes(content)
+    collection = read_collection(films, TINY)
+    if counted:
+        counts = dict(zip(collection.names, collection.counts))
+        assert counts == {name: counted, "good.mp4": 2}
+    else:
+        assert collection.names == ["good.mp4"]
+        assert "its clock jumps" in reasons_of(collection)[name]
 
 
 def test_a_film_that_lost_its_index_is_skipped_with_its_reason(tmp_path):
