@@ -19,7 +19,7 @@ import av
 import numpy as np
 from av.format import Flags
 from av.stream import Disposition
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from harness.errors import BadInput
 from media.format import TOLERANCE
@@ -266,8 +266,12 @@ class Reader:
         return image
 
     def squeeze(self, frame, width, height):
-        """Return an av.VideoFrame as RGB uint8 (height, width, 3), whatever its shape."""
-        squeezed = self.reformatter.reformat(
+        """Return an av.VideoFrame as RGB uint8 (height, width, 3), whatever its shape.
+
+        Colours by a matrix that FFmpeg cannot convert are taken for those of BT.709.
+        """
+        reformat = partial(
+            self.reformatter.reformat,
             frame,
             width=width,
             height=height,
@@ -275,6 +279,10 @@ class Reader:
             interpolation=Interpolation.BILINEAR,
             threads=1,
         )
+        try:
+            squeezed = reformat()
+        except av.error.FFmpegError:
+            squeezed = reformat(src_colorspace=Colorspace.ITU709)
         return squeezed.to_ndarray()
 
 

@@ -452,6 +452,19 @@ def test_a_recording_whose_format_changes_midway(tmp_path, first, second):
         assert (beside_frames.abs().amax() > 0.2).item() == any(lit), m
 
 
+@pytest.mark.parametrize("matrix", ["YCgCo", "bt2020c", "ICtCp"])
+def test_colours_that_ffmpeg_cannot_convert_are_taken_for_those_of_bt709(tmp_path, matrix):
+    image = np.full((48, 64, 3), (200, 80, 40), np.uint8)
+    for name in (matrix, "bt709"):
+        options = {"x264-params": f"colormatrix={name}"}
+        write_film(tmp_path / f"{name}.mkv", 4, image=image, options=options)
+    titles = Titles(tmp_path, TINY)
+    assert titles.counts == [2, 2]
+    for m in (0, 1):
+        assert titles[0, m, (m,)]["failures"] == titles[1, m, (m,)]["failures"] == []
+        assert np.array_equal(titles.read(0, m)[0], titles.read(1, m)[0])
+
+
 @pytest.mark.parametrize(
     "degrees, matrix", [(90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))]
 )
