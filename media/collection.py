@@ -35,10 +35,7 @@ MEDIA = frozenset(
 CONTENTS = "films (files) and shows (folders of files)"  # for messages
 
 # The problem of a file without packets for most of its time.
-JUMPS = (
-    "its clock jumps, or most of it is damaged; copy it with a new clock: "
-    "ffmpeg -fflags +genpts -i FILE -c copy NEW.mkv"
-)
+JUMPS = "its clock jumps; copy it with a new one: ffmpeg -fflags +genpts -i FILE -c copy NEW.mkv"
 
 # A higher number makes results stale that earlier versions have stored.
 INDEX_VERSION = 2

@@ -175,20 +175,20 @@ class Reader:
         """
         if not self.container.format.flags & Flags.ts_discont.value:
             return False
-        if self.has_packet(streams, (start + end) / 2):
+        if not self.is_hole(streams, (start + end) / 2):
             return False  # A hole of more than half would lie here, too.
         places = start + (end - start) * (np.arange(PLACES) + 0.5) / PLACES
-        return sum(self.has_packet(streams, place) for place in places) < PLACES / 2
+        return sum(self.is_hole(streams, place) for place in places) > PLACES / 2
 
-    def has_packet(self, streams, time):
-        """Whether a seek finds a packet of these streams within HOLE of a time (s)."""
+    def is_hole(self, streams, time):
+        """Whether a seek to a time (s) finds a packet, but none within HOLE of that time."""
         consumers = {stream: Consumer(stream, time) for stream in streams}
         with contextlib.suppress(*OF_DAMAGE):
             self.seek(time, any_frame=True)
             for packet in self.packets(streams):
                 found, _ = consumers[packet.stream].packet_times(packet)
                 if found > -math.inf:
-                    return abs(found - time) < HOLE
+                    return abs(found - time) > HOLE
         return False
 
     def seek(self, time, **options):
