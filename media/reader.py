@@ -59,9 +59,8 @@ PREROLLS = (LEAD, 2.0, 15.0, 60.0)
 # Seconds: a first frame that comes later than this does not show what is wanted before it.
 LATE = 0.5
 
-# Whether a clock jumps: how far, in s, a seek may be off, and at how many places we look.
-HOLE = 10.0
-PLACES = 20
+HOLE = 10.0  # seconds: a file that has no packets for longer lacks something
+PLACES = 20  # at which we look for packets, where a clock may jump
 
 CENTRE = (0.5, 0.5)  # the position of a central crop
 
@@ -88,6 +87,7 @@ class Reader:
         self.path = os.fspath(path)
         self.process = os.getpid()
         self.lost = 0.0
+        self.position = 0  # the last byte at which `packet_ends` found a packet
         self.container = open_media(self.path)
         # One reformatter keeps swscale's tables from frame to frame.
         self.reformatter = VideoReformatter()
@@ -140,9 +140,10 @@ class Reader:
         Most files need a look at their last second only, counted from `end`, which is the
         end by the header. Where a stream has no packet there, we look further back.
 
-        Raises BadInput if a stream has none anywhere, as where a server stopped answering after the
+        Raises BadInput if a stream has none anywhere, or if a server stopped answering after the
         file was opened; and av.error.FFmpegError if the disc or the server fails.
         """
+        size = self.container.size  # Where a server breaks off, FFmpeg forgets it.
         for back in (1, 10, 100, 1000, math.inf):
             ends = self.packet_ends(streams, end - back)
             if len(ends) == len(streams) or back > end:
@@ -150,6 +151,8 @@ class Reader:
         for stream in streams:
             if stream not in ends:
                 raise BadInput(f"{self.path}: nothing of its {stream.type} can be read")
+        if "://" in self.path and end - min(ends.values()) > HOLE and self.position < 0.9 * size:
+            raise BadInput(f"{self.path}: its server stopped answering")
         return [ends[stream] for stream in streams]
 
     def packet_ends(self, streams, start):
@@ -164,6 +167,7 @@ class Reader:
                 if packet.size:
                     _, end = consumers[packet.stream].packet_times(packet)
                     ends[packet.stream] = max(end, ends.get(packet.stream, 0.0))
+                    self.position = max(self.position, packet.pos or 0)
         return ends
 
     def clock_jumps(self, streams, start, end):
