@@ -1654,12 +1654,27 @@ def test_a_kill_while_preparing_loses_nothing_and_nothing_is_done_again(tmp_path
     assert read_collection(raw, Format()).counts == [20] * 3
 
 
+# The command, if writing a film took ten minutes longer.
+PREPARE_SLOWLY = """
+import multiprocessing, runpy, time
+from media import prepare
+
+def write_slowly(path, **how):
+    write(path, **how)
+    time.sleep(600)
+
+multiprocessing.set_start_method("fork")
+write, prepare.write_media = prepare.write_media, write_slowly
+runpy.run_module("media", run_name="__main__")
+"""
+
+
 def test_an_interrupted_command_stops_its_films_and_leaves_nothing_of_them(tmp_path):
     """Also where the processes that transcode do not get the signal, as they do from a terminal."""
     raw, ready = tmp_path / "raw", tmp_path / "ready"
     raw.mkdir()
-    write_film(raw / "film.mkv", seconds=66, fps=5, gop=5)
-    command = [sys.executable, "-m", "media", "prepare", raw, ready]
+    write_film(raw / "film.mkv", seconds=4, fps=5, gop=5)
+    command = [sys.executable, "-c", PREPARE_SLOWLY, "prepare", raw, ready]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not list(ready.glob(".film.mkv.mkv.*")):
         assert process.poll() is None
