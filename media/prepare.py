@@ -15,6 +15,7 @@ import math
 import multiprocessing
 import os
 import shlex
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -82,6 +83,8 @@ SUFFIX = ".mkv"  # is added to the name of a source file
 
 NAME_BYTES = 255  # the longest name of a file or a folder that usual file systems take
 TEMPORARY_BYTES = len("..4194304")  # what `atomic_write` adds to a name, with Linux's highest PID
+
+POOL = "prepare"  # what the names of the threads begin with that wait for processes
 
 # Errors of the system that the next file would meet, too.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -435,17 +438,21 @@ class Job:
         return is_kept(changed, kept) or (not self.keeps_times and changed <= kept)
 
     def run(self):
-        """Run `prepare_file` in a process of its own."""
-        return in_own_process(
-            prepare_file,
-            self.path,
-            self.destination,
-            self.extent,
-            self.stamp,
-            self.fmt,
-            self.language,
-            self.gop,
-        )
+        """Run `prepare_file` in a process of its own, of which nothing is left if it dies."""
+        try:
+            return in_own_process(
+                prepare_file,
+                self.path,
+                self.destination,
+                self.extent,
+                self.stamp,
+                self.fmt,
+                self.language,
+                self.gop,
+            )
+        except BadInput:
+            remove_leftovers(self.destination)
+            raise
 
 
 def is_kept(given, kept):
@@ -869,9 +876,9 @@ def transcode(jobs, workers, summary, bar):
     # The longest files come first, so that no core waits for one of them at the end.
     jobs = sorted(jobs, key=lambda job: job.seconds, reverse=True)
     began = time.perf_counter()
-    with ThreadPoolExecutor(workers) as pool, bar:
-        running = {pool.submit(job.run): job for job in jobs}
+    with ThreadPoolExecutor(workers, thread_name_prefix=POOL) as pool, bar:
         try:
+            running = {pool.submit(job.run): job for job in jobs}
             for finished in as_completed(running):
                 job = running[finished]
                 summary.elapsed = time.perf_counter() - began
@@ -886,23 +893,17 @@ def transcode(jobs, workers, summary, bar):
                 bar.set_postfix_str(f"{summary.speed():.0f} x real time")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            stop(running)
+            stop()
             raise
 
 
-def stop(running):
-    """End the jobs that have begun, and remove what they have written of their files.
-
-    running  {future: its job}; those that have not begun are cancelled
-    """
-    begun = [future for future in running if not future.done()]
+def stop():
+    """End the processes of the jobs that have begun, and so the threads that wait for them."""
     # A job that is just beginning has no process yet, so look again.
-    while not all(future.done() for future in begun):
+    while any(thread.name.startswith(POOL) for thread in threading.enumerate()):
         for process in multiprocessing.active_children():
             process.terminate()
         time.sleep(0.05)
-    for future in begun:
-        remove_leftovers(running[future].destination)
 
 
 def add_result(summary, job, result):

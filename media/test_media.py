@@ -1665,16 +1665,26 @@ def write_slowly(path, **how):
 
 multiprocessing.set_start_method("fork")
 write, prepare.write_media = prepare.write_media, write_slowly
-runpy.run_module("media", run_name="__main__")
 """
+# The same, if the first film is begun while others are still lined up.
+PREPARE_MANY = """
+class Pool(prepare.ThreadPoolExecutor):
+    def submit(self, work):
+        super().submit(work)
+        time.sleep(600)
+
+prepare.ThreadPoolExecutor = Pool
+"""
+RUN = 'runpy.run_module("media", run_name="__main__")'
 
 
-def test_an_interrupted_command_stops_its_films_and_leaves_nothing_of_them(tmp_path):
+@pytest.mark.parametrize("many", ["", PREPARE_MANY], ids=["one", "many"])
+def test_an_interrupted_command_stops_its_films_and_leaves_nothing_of_them(tmp_path, many):
     """Also where the processes that transcode do not get the signal, as they do from a terminal."""
     raw, ready = tmp_path / "raw", tmp_path / "ready"
     raw.mkdir()
     write_film(raw / "film.mkv", seconds=4, fps=5, gop=5)
-    command = [sys.executable, "-c", PREPARE_SLOWLY, "prepare", raw, ready]
+    command = [sys.executable, "-c", PREPARE_SLOWLY + many + RUN, "prepare", raw, ready]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while not list(ready.glob(".film.mkv.mkv.*")):
         assert process.poll() is None
