@@ -1656,7 +1656,7 @@ def test_a_kill_while_preparing_loses_nothing_and_nothing_is_done_again(tmp_path
 
 # The command, if writing a film took ten minutes longer.
 PREPARE_SLOWLY = """
-import multiprocessing, runpy, time
+import multiprocessing, runpy, signal, time
 from media import prepare
 
 def write_slowly(path, **how):
@@ -1665,6 +1665,7 @@ def write_slowly(path, **how):
 
 multiprocessing.set_start_method("fork")
 write, prepare.write_media = prepare.write_media, write_slowly
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A job in the background ignores it.
 """
 # The same, if the first film is begun while others are still lined up.
 PREPARE_MANY = """
