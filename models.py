@@ -235,7 +235,7 @@ class R2Plus1D18(Backbone):
 
     def __init__(self, width=64, num_classes=0):
         super().__init__()
-        midplanes = 45 * width // 64  # as in torchvision; `midplanes_of` would give 23, not 45
+        midplanes = 45 * width // 64  # as torchvision's 45 of 64; `midplanes_of` would give 23
         self.stem = nn.Sequential(
             SpatialConv(3, midplanes, 7, stride=2),
             BatchNorm3d(midplanes),

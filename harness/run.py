@@ -517,6 +517,7 @@ class Run:
         self.checkpoint_before = self.out / file.replace(".", "-before.")
         self.saved = time.monotonic()  # when the last checkpoint was written
         self.damaged = False  # whether the last checkpoint cannot be read
+        self.found = None  # the state of the checkpoint's file when it was read, on rank 0
         self.rows = []
         self.log_file = None
 
