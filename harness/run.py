@@ -802,6 +802,7 @@ def versions():
     return {
         **{name: importlib.metadata.version(name) for name in packages},
         "commit": commit(),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
         "processor": processor(),
         "threads": torch.get_num_threads(),
     }

@@ -394,7 +394,7 @@ def test_the_result_names_the_seconds_the_versions_and_the_commit(run, monkeypat
         assert found["commit"].startswith(git.stdout.strip())
     else:  # an archive without its history
         assert found["commit"] is None
-    assert found["processor"] == processor()
+    assert found["processor"] == processor() and found["device"] == "cpu"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert found.keys() == versions().keys() and versions()["threads"] == 7
 

@@ -10,14 +10,18 @@ in one world (lab/siblings.py), and the means of all runs.
 
 A verdict is given twice where runs of pretrain.py never began to match moments, which is to say
 that their KL(S⁻‖S⁺) ended below 0.1: with all runs, and without these. The second says what a
-setting gives to those that it does not keep from learning. Only runs of one kind of processor are
-compared, since another kind adds up numbers in another order.
+setting gives to those that it does not keep from learning.
+
+Runs on GPUs, in bf16, are not compared with runs on CPUs, in fp32. Another kind of CPU adds up
+numbers in another order, so that a run there differs from ours as if its seed were another one,
+and not in one direction. A difference between two kinds counts, and is marked with †.
 
 What each finding asks was written down before a run of seeds 11 to 15 was made; from finding 14
 on, which is of the sibling papers, before a run of these seeds was made on their world, `time`.
-One thing changed later, when `time` had one seed: findings 16 and 17 take synchronisation from one
-test for both papers, on films that neither was trained on. Before, each run was tested on held-out
-snippets of its own.
+Two things changed later. When `time` had one seed, findings 16 and 17 began to take synchronisation
+from one test for both papers, on films that neither was trained on; before, each run was tested on
+held-out snippets of its own. After 541 runs the sweep came to another kind of CPU. Until then only
+runs of the most common kind were to be compared; this changed before a run on the new one ended.
 """
 
 import itertools
@@ -32,6 +36,7 @@ from lab.compare import (
     bases_of,
     by_collection,
     downstream,
+    final_tests,
     group,
     learning_curves,
     print_bases,
@@ -39,6 +44,7 @@ from lab.compare import (
     table_head,
     table_of_means,
     table_row,
+    tests_of,
 )
 from lab.siblings import print_papers
 from loss import MEASURES
@@ -86,9 +92,9 @@ show that are there. A run of pretrain.py that never began to tell moments of a 
 with KL(S⁻‖S⁺) below 0.1. Without such runs there is a second verdict."""
 ABOUT_COMPARISONS = """\
 Below are the mean ± standard deviation of the differences, and the difference of each seed, in
-parentheses if one of its runs never began. Differences of divergences and of losses are in nats,
-and all others in percentage points: of accuracy, of P(sᵢᵢ > sᵢⱼ), of the steps until a run
-begins."""
+parentheses if one of its runs never began, and with a † if its runs were made on more than one kind
+of processor. Differences of divergences and of losses are in nats, and all others in percentage
+points: of accuracy, of P(sᵢᵢ > sᵢⱼ), of the steps until a run begins."""
 MEANS = """\
 Mean ± standard deviation over the seeds, of each world. Divergences are in nats, and of held-out
 titles; P(sᵢᵢ > sᵢⱼ) is a fraction of the pairs, and all accuracies are in %. `loss` is the mean of
@@ -118,12 +124,14 @@ class Answer(NamedTuple):
     margins      of each comparison {seed: how much `higher` is above `lower`}
     without      the same without the runs that never began
     never_began  these runs, as (world, label, seed)
+    mixed        of each comparison the seeds whose runs are of more than one kind of processor
     """
 
     comparisons: list
     margins: list
     without: list
     never_began: set
+    mixed: list
 
 
 # --------------------------------------------------------------------------------------------------
@@ -408,18 +416,37 @@ def never_began(figures):
     return runs
 
 
-def of_one_processor(rows):
-    """Return (the rows of the most common kind of processor, that kind, {other kind: rows})."""
-    kinds = Counter(processor_of(row) for row in rows)
+def of_one_device(rows):
+    """Return (the rows of the most common device, "CPU" or "GPU", {the other: how many rows})."""
+    devices = Counter(device_of(row) for row in rows)
     # Of two that are equally common, the first in alphabetical order.
-    kind = min(kinds, key=lambda kind: (-kinds[kind], kind))
-    others = {other: count for other, count in sorted(kinds.items()) if other != kind}
-    kept = [row for row in rows if processor_of(row) == kind]
-    return kept, kind, others
+    device = min(devices, key=lambda device: (-devices[device], device))
+    others = {other: count for other, count in sorted(devices.items()) if other != device}
+    kept = [row for row in rows if device_of(row) == device]
+    return kept, device, others
+
+
+def device_of(row):
+    """Return "CPU" or "GPU"; rows that are older than this field are all of CPUs."""
+    return "GPU" if row.get("versions", {}).get("device") == "cuda" else "CPU"
+
+
+def processors_of(rows):
+    """Return {(world, label, seed): the kinds of processor that made this run and its tests}."""
+    kinds = {}
+    for world, groups in group([row for row in rows if "final" in row]).items():
+        for label, seeds in groups.items():
+            for seed, row in seeds.items():
+                kinds[world, label, seed] = {processor_of(row)}
+        inside = [test for test in tests_of(rows, groups) if test.is_inside]
+        for test in [*final_tests(rows, groups), *inside]:
+            run = world, test.label, test.row["seed"]
+            kinds.setdefault(run, set()).add(processor_of(test.row))
+    return kinds
 
 
 def processor_of(row):
-    return row.get("versions", {}).get("processor", "a processor that was not recorded")
+    return row.get("versions", {}).get("processor", "not recorded")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -466,8 +493,8 @@ def verdict(margins):
     return found
 
 
-def ask(finding, figures):
-    """Return the Answer of a finding to figures, as `figures_of` returns them."""
+def ask(finding, figures, processors):
+    """Return the Answer of a finding to what `figures_of` and `processors_of` return."""
     comparisons = finding()
     involved = set()
     for comparison in comparisons:
@@ -476,7 +503,20 @@ def ask(finding, figures):
     left_out = {run for run in never_began(figures) if run[:2] in involved}
     margins = [margins_of(comparison, figures) for comparison in comparisons]
     without = [margins_of(comparison, figures, left_out) for comparison in comparisons]
-    return Answer(comparisons, margins, without, left_out)
+    mixed = [mixed_seeds(*pair, processors) for pair in zip(comparisons, margins)]
+    return Answer(comparisons, margins, without, left_out, mixed)
+
+
+def mixed_seeds(comparison, margins, processors):
+    """Return the seeds in which the runs of a comparison are of more than one kind of processor."""
+    mixed = set()
+    for seed in margins:
+        kinds = set()
+        for figure in (*comparison.higher, *comparison.lower):
+            kinds |= processors[figure.world, figure.label, seed]
+        if len(kinds) > 1:
+            mixed.add(seed)
+    return mixed
 
 
 # --------------------------------------------------------------------------------------------------
@@ -486,14 +526,14 @@ def ask(finding, figures):
 
 def print_page(path):
     """Print, in Markdown, all verdicts and comparisons, what is of three papers, and means."""
-    rows, kind, others = of_one_processor(read_runs([path]))
-    figures = figures_of(rows)
-    answers = {number: ask(finding, figures) for number, finding in FINDINGS.items()}
+    rows, device, others = of_one_device(read_runs([path]))
+    figures, processors = figures_of(rows), processors_of(rows)
+    answers = {number: ask(finding, figures, processors) for number, finding in FINDINGS.items()}
     print("# The findings")
     print()
-    print(f"By `python -m lab.findings {printable(path)}`: {len(rows)} runs on {printable(kind)}.")
+    print(f"By `python -m lab.findings {printable(path)}`: {len(rows)} runs on a {device}.")
     for other, count in others.items():
-        print(f"Left out: {count} runs on {printable(other)}.")
+        print(f"Left out: {count} runs on a {other}.")
     print_origins(rows)
     print()
     print(ABOUT_RUNS)
@@ -523,11 +563,15 @@ def print_page(path):
 
 
 def print_origins(rows):
-    """Print how many runs are of each seed, each commit, and each version of torch."""
+    """Print how many runs are of each seed, commit, kind of processor, and version of torch."""
     versions = [row.get("versions", {}) for row in rows]
     print(f"Seeds: {counts_in_words(str(row['seed']) for row in rows)}.")
     print(f"Commits: {counts_in_words(short(version.get('commit')) for version in versions)}.")
-    for name, what in (("torch", "torch"), ("threads", "Threads of a run")):
+    for name, what in (
+        ("processor", "Processors"),
+        ("torch", "torch"),
+        ("threads", "Threads of a run"),
+    ):
         counts = counts_in_words(str(version.get(name, "not recorded")) for version in versions)
         print(f"{what}: {counts}.")
 
@@ -584,13 +628,17 @@ def print_comparisons(answer):
     if answer.never_began:
         heads.append("mean without ( )")
     print("\n".join(table_head(heads)))
-    for comparison, margins, without in zip(answer.comparisons, answer.margins, answer.without):
+    parts = zip(answer.comparisons, answer.margins, answer.without, answer.mixed)
+    for comparison, margins, without, mixed in parts:
         name = comparison.higher[0].name
         cells = [comparison.words, mean_in_words(margins, name)]
         for seed in seeds:
-            difference = in_units(margins[seed], name) if seed in margins else ""
-            never_began = seed in margins and seed not in without
-            cells.append(f"({difference})" if never_began else difference)
+            cell = in_units(margins[seed], name) if seed in margins else ""
+            if seed in margins and seed not in without:
+                cell = f"({cell})"
+            if seed in mixed:
+                cell += " †"
+            cells.append(cell)
         if answer.never_began:
             cells.append(mean_in_words(without, name) if without.keys() != margins.keys() else "")
         print(table_row(cells))

@@ -29,7 +29,8 @@ from lab.findings import (
     margins_of,
     mean_in_words,
     never_began,
-    of_one_processor,
+    of_one_device,
+    processors_of,
     short,
     verdict,
 )
@@ -234,10 +235,10 @@ def rows_of_tests(world, seed, name, accuracy, turned):
 
 def verdicts_of(rows):
     """{number of a finding: (verdict with all runs, verdict without those that never began)}."""
-    figures = figures_of(rows)
+    figures, processors = figures_of(rows), processors_of(rows)
     found = {}
     for number, finding in FINDINGS.items():
-        answer = ask(finding, figures)
+        answer = ask(finding, figures, processors)
         found[number] = (verdict(answer.margins), verdict(answer.without))
     return found
 
@@ -358,7 +359,7 @@ def test_runs_that_never_began_are_counted_and_can_be_left_out():
             row["final"]["kl_same_match"] = 0.05
     figures = figures_of(rows)
     assert never_began(figures) == {("films", "k = 16", 12)}
-    answer = ask(FINDINGS[12], figures)
+    answer = ask(FINDINGS[12], figures, processors_of(rows))
     of_films = answer.comparisons[0].higher[0]
     assert (of_films.world, of_films.label) == ("films", "k = 16")
     assert answer.never_began == {("films", "k = 16", 12)}
@@ -367,7 +368,8 @@ def test_runs_that_never_began_are_counted_and_can_be_left_out():
     assert margins[12] < 0 and min(without.values()) > 0
     assert verdict(answer.margins) == "holds in the mean" and verdict(answer.without) == "holds"
     # A finding that is not about this run has nothing to leave out.
-    answer = ask(FINDINGS[6], figures_of(changed("tv-12-k16", kl_same_match=0.05)))
+    rows = changed("tv-12-k16", kl_same_match=0.05)
+    answer = ask(FINDINGS[6], figures_of(rows), processors_of(rows))
     assert answer.never_began == set()
 
 
@@ -405,18 +407,43 @@ def test_changed_code_is_named_beside_a_commit():
     assert short(None) == "not recorded"
 
 
-def test_only_runs_of_one_kind_of_processor_are_compared():
+def test_runs_on_gpus_are_not_compared_with_those_on_cpus():
+    """Rows that do not name a device are older, and of CPUs."""
     rows = made_up_rows()
     for row in rows:
-        row["versions"] = {"processor": "B"}
+        if row["seed"] == 11:
+            row["versions"] = {"device": "cpu"}
         if row["seed"] == 12:
-            row["versions"] = {"processor": "A"}
-    kept, kind, others = of_one_processor(rows)
-    assert kind == "B" and others == {"A": len(rows) // 3}
+            row["versions"] = {"device": "cuda"}
+    kept, device, others = of_one_device(rows)
+    assert device == "CPU" and others == {"GPU": len(rows) // 3}
     assert {row["seed"] for row in kept} == {11, 13}
-    del rows[0]["versions"]
-    _, _, others = of_one_processor(rows)
-    assert others["a processor that was not recorded"] == 1
+
+
+@pytest.mark.parametrize(
+    "run, findings",
+    [
+        ("tv-12-k1", {4, 11, 12, 13}),  # the pretraining alone
+        ("tv-12-k16-sound", {4, 8, 10, 11, 12, 13}),  # a test of it
+        ("shows-12-k1-epoch1-action", {4, 11, 12, 13}),  # a test half-way
+        ("films-12-untrained-sound", {8}),
+        ("time-12-temporal-speed-fingerprint", {19}),
+    ],
+)
+def test_a_comparison_between_two_kinds_of_processor_is_marked(run, findings):
+    rows = made_up_rows()
+    for row in rows:
+        row["versions"] = {"processor": "another" if row["run"] == run else "the usual one"}
+    figures, processors = figures_of(rows), processors_of(rows)
+    mixed = {number: ask(FINDINGS[number], figures, processors).mixed for number in FINDINGS}
+    assert {number for number in mixed if any(mixed[number])} == findings
+    assert set().union(*mixed[max(findings)]) == {12}
+    # If all runs of a seed are of the other kind, nothing is mixed.
+    for row in rows:
+        row["versions"] = {"processor": "another" if row["seed"] == 12 else "the usual one"}
+    processors = processors_of(rows)
+    for finding in FINDINGS.values():
+        assert not any(ask(finding, figures, processors).mixed)
 
 
 def test_the_verdicts_are_printed(tmp_path):
@@ -424,19 +451,21 @@ def test_the_verdicts_are_printed(tmp_path):
     for row in rows:
         if row["run"] == "films-12-k16":
             row["final"]["kl_same_match"] = 0.05
-    machine = {"processor": "a processor that was not recorded"}
-    rows[0]["versions"] = {**machine, "commit": "0123456789abcdef+changes"}
-    rows[1]["versions"] = {**machine, "commit": None}
+        row["versions"] = {"processor": "EPYC"}
+        if row["run"] == "films-13-k1-action":
+            row["versions"] = {"processor": "Xeon", "commit": None}
+    rows[0]["versions"]["commit"] = "0123456789abcdef+changes"
     (tmp_path / "findings.json").write_text(json.dumps(rows))
     status, printed, errors = run_script("lab.findings", tmp_path / "findings.json")
     assert not status, errors
     lines = printed.splitlines()
-    assert f"{len(rows)} runs on a processor that was not recorded." in lines[2]
+    assert f"{len(rows)} runs on a CPU." in lines[2]
     of_seed = len(rows) // 3
     assert lines[3] == f"Seeds: 11 ({of_seed} runs), 12 ({of_seed} runs), 13 ({of_seed} runs)."
     assert (
         lines[4] == f"Commits: 0123456789ab+changes (1 runs), not recorded ({len(rows) - 1} runs)."
     )
+    assert lines[5] == f"Processors: EPYC ({len(rows) - 1} runs), Xeon (1 runs)."
     asked = FINDINGS[12].__doc__
     found = "no verdict yet; so far holds (1 left out; seeds: 2 to 3)"
     assert f"| 12 | {asked} | holds in the mean | 3 | {found} |" in lines
@@ -445,7 +474,7 @@ def test_the_verdicts_are_printed(tmp_path):
     assert lines[start + 2] == "|  | mean | 11 | 12 | 13 | mean without ( ) |"
     values = np.array([20, -25, 20])
     spread = f"{values.mean():+.1f} ± {values.std(ddof=1):.1f}"
-    of_seeds = "+20.0 | (-25.0) | +20.0 | +20.0 ± 0.0"
+    of_seeds = "+20.0 | (-25.0) | +20.0 † | +20.0 ± 0.0"
     assert lines[start + 4] == f"| films, action: k = 16 > k = 1 | {spread} | {of_seeds} |"
     assert lines[start + 6].endswith(" |  |") and lines[start + 6].startswith("| tv, action: ")
     labels = ["i.i.d.", "k = 1", "k = 16", "AVTS", "Temporal"]
