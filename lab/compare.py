@@ -296,8 +296,9 @@ def compare_again(file, paths):
     """Print which of these runs came out otherwise than those of the same names in a findings.json.
 
     Arguments and results are compared, to the last digit; the versions and the seconds of training
-    are not. An older row lacks an argument that is newer, and agrees with one that was not given.
-    Returns how many runs differ. Raises BadInput if no run has a namesake.
+    are not. An older row lacks an argument that is newer, and agrees with one that was not given,
+    and with any digest of the weights. Returns how many runs differ. Raises BadInput if no run has
+    a namesake.
     """
     before = {row["run"]: row for row in read_rows(Path(file), "name another file")}
     again = [row for path in map(Path, paths) for row in read_rows(path) if row["run"] in before]
@@ -308,6 +309,7 @@ def compare_again(file, paths):
     differing = 0
     for row in again:
         first, second = comparable(before[row["run"]]), comparable(row)
+        first.setdefault("argument digest", second.get("argument digest"))
         differ = [
             name for name in distinct([*first, *second]) if first.get(name) != second.get(name)
         ]

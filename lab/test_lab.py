@@ -726,7 +726,14 @@ def test_runs_made_again_are_compared_with_the_first(tmp_path):
 
     assert run_again() == (0, ["3 runs made again, 0 of them with another result"])
     rows[0]["arguments"]["newer"] = None  # Of a flag that the first row did not know yet.
+    rows[2]["arguments"]["digest"] = 1  # Of weights of which the first row has none.
     assert run_again() == (0, ["3 runs made again, 0 of them with another result"])
+    first = json.loads((tmp_path / "first.json").read_text())
+    first[2]["arguments"]["digest"] = 2
+    (tmp_path / "first.json").write_text(json.dumps(first))
+    [differs, _] = run_again()[1]
+    assert differs == "probe: differs in argument digest"
+    rows[2]["arguments"]["digest"] = 2
     rows[1]["arguments"]["k"] = 8
     rows[0]["final"]["gap"] += 1e-9
     rows[2]["accuracy"] = 0.81
