@@ -17,8 +17,8 @@ T = 16, H = W = 158, P = 96, and so S = 153600 and, with centred frames (our cho
 toy's has T = 8, H = W = 28, P = 64, S = 25600, Q = 101.
 
 What is random is drawn by `rng_of(key, STREAM)`, a generator for this key and this purpose.
-What happens to a sample when it is read, by the sample's key: (seed, epoch, step, place in the
-minibatch). What the front-ends do, by the key of a share: (seed, epoch, step, share).
+Reading a sample takes the sample's key: (seed, epoch, step, place in the minibatch). The
+front-ends take the key of a share: (seed, epoch, step, share).
 
 The labelled sets, for fine-tuning, are at the end. `media/` opens and decodes the files.
 """
@@ -91,9 +91,9 @@ class Titles(Dataset):
         failures   a line for each snippet that could not be read and was replaced
 
     The crop is drawn from the key of the sample, and is central if the key is None. Raises
-    BadInput for a source without titles, or one that was prepared with less than `fmt` asks for,
-    for a stride that is not above 0, or with which scenes are asked for, and after nine snippets
-    in a row that cannot be read.
+    BadInput for a source without titles, or prepared with less than `fmt` asks for; for a stride
+    that is not above 0, or is given together with scenes; and after nine snippets in a row that
+    cannot be read.
     """
 
     RETRIES = 4  # this many snippets of the same title may replace one, then as many of any title
@@ -447,7 +447,7 @@ def next_batch(batches, save):
     tick = time.perf_counter()
     try:
         batch = next(batches)
-    except (BadInput, RuntimeError):  # The latter where a reading process died, or lacks memory.
+    except (BadInput, RuntimeError):  # RuntimeError: a reading process died, or lacks memory.
         save()
         raise
     failures = [lines for lines in batch["failures"] if lines]

@@ -7,9 +7,9 @@
     python finetune.py --task hmdb51 --ckpt FILE --probe --shots 1 2 5    few labels of each class
 
 A run is a folder: last.pt (to resume from), result.json, confusion.png, split1.pt (the classifier),
-log.jsonl (not of a probe). The same command resumes: after Ctrl-C or SIGTERM where it was, after a
-kill at the last epoch's end; a probe computes its features again. The last epoch counts: the test
-files are looked at once, at the end.
+log.jsonl (not of a probe). The same command resumes: after Ctrl-C or SIGTERM where it stopped,
+after a kill from the last full epoch; a probe computes its features again. The last epoch counts:
+the test files are used once, at the end.
 
 B clips; T frames of H x W pixels; S samples of sound; P mel filters; Q audio frames; C classes;
 V views of a test file; D features.
@@ -58,10 +58,10 @@ from models import NETWORKS, AudioVisualModel, largest_map, update_statistics
 # -------------------------------------------------------------------------------------------------
 # Arguments: a task is a row of defaults, which flags override
 #
-# sizes   crop, scale jitter, and shorter side in testing, in pixels; if the crop of a checkpoint
-#         is another, they are scaled in proportion (7.2 for Table 5, our choice for others)
+# sizes   crop, scale jitter, and shorter side in testing, in pixels; if a checkpoint has another
+#         crop, they are scaled in proportion (7.2 for Table 5, our choice for others)
 # sound   the sound of pretraining, for a network that is trained from scratch
-# width   of that network, too; a checkpoint brings its own
+# width   that of this network; a checkpoint brings its own
 # -------------------------------------------------------------------------------------------------
 
 PAPER = {
@@ -120,14 +120,14 @@ TOO_LARGE = {
     torch.OutOfMemoryError: "the memory of this GPU is too small: training takes about 1 GB a clip "
     "of 32 frames, so take a smaller --share; in a test or a probe take fewer --clips"
 }
-DRAWS = 10  # of the files of --shots, of which a probe takes the mean accuracy (our choice)
+DRAWS = 10  # A probe takes the mean accuracy of this many draws of --shots (our choice).
 MAY_CHANGE = ("out", "workers", "processes")  # settings that may differ when a run is resumed
 
 
 def before(args, digest):
-    """The values of settings that an older run did not have yet, as it was at its time.
+    """The values in effect in an older run, for settings that it lacks.
 
-    Its weights are not known.
+    It kept no digest: today's is assumed.
     """
     share = args["batch_size"] // args.get("processes", 1)
     return {"clips": 10, "precision": "bf16", "share": share, "digest": digest}
@@ -168,10 +168,10 @@ def add_run_flags(add):
         type=int,
         nargs="+",
         metavar="N",
-        help="train on N files of each class, drawn by the seed and the split, those of a smaller "
-        f"N among them; default all. A probe takes several N, for each the mean of {DRAWS} draws, "
-        "beside all files; fine-tuning takes one, and repeats the files, so that an epoch keeps "
-        "its steps (our choice)",
+        help="train on N files of each class, drawn by the seed and the split; a larger N adds to "
+        f"them; default all. A probe tests several N, each by the mean of {DRAWS} draws, and all "
+        "files; fine-tuning takes one N, and repeats its files, so that an epoch keeps its steps "
+        "(our choice)",
     )
     out = "default runs/TASK-NAME, by the checkpoint's folder and file, or scratch"
     add("--out", metavar="DIR", help=out)
@@ -203,8 +203,8 @@ def add_training_flags(add):
     add(
         "--share",
         type=int,
-        help="clips of the batch that BatchNorm normalises together: 96 / 8 = 12 (our choice), the "
-        "toy's all; a process takes its shares one after another",
+        help="clips of the batch that BatchNorm normalises together: 96 / 8 = 12 (our choice); "
+        "toy: all; a process takes its shares one after another",
     )
     add("--lr", type=float, help="0.2, at the end of the warm-up, which starts at 0.001 (7.2)")
     add("--warmup", type=int, help="25 epochs, linear, then a cosine (7.2), to 0 (our choice)")
@@ -224,10 +224,10 @@ def add_clip_flags(add):
     )
     short_side = "shorter side in testing, 190 pixels; default in proportion to --crop (our choice)"
     add("--short-side", type=int, help=short_side)
-    clips = "10 of a test file, each of a video in 3 crops (4.1); the toy's 2"
+    clips = "10 of a test file, for a video each in 3 crops (4.1); toy: 2"
     add("--clips", type=int, help=clips)
     add("--jitter", type=float, default=0.4, help="sigma of the colour jitter (our choice)")
-    add("--mask", type=float, default=0.5, help="longest mask of a sound in time and in mels (4.1)")
+    add("--mask", type=float, default=0.5, help="widest dropped band, in time and in mels (4.1)")
 
 
 def run_name(args, parser):
@@ -250,7 +250,7 @@ def name_of_weights(ckpt):
 
 
 def check_args(args, task, world_size):
-    """Raise BadInput for whatever can be told from the flags and the checkpoint."""
+    """Raise BadInput for every mistake that the flags and the checkpoint show."""
     low, high = args.scale
     shares = args.batch_size // max(1, args.share)
     shots = args.shots or []
@@ -863,7 +863,7 @@ def evaluate(predictions, files, classes, processes):
 
 
 def draw_confusion(counts, names, title, path):
-    """Each row is a true class: the share of its test files that was taken for each class."""
+    """Each row is a true class: the fraction of its test files taken for each class."""
     percent = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
     few = len(names) < 30
     side = 3 + max(3.5, 0.14 * len(names))

@@ -68,8 +68,8 @@ def gather(z):
     return torch.cat(parts)
 
 
-# The measures of `synchronisation`, and with those of `discrepancy` all that pictures and tables
-# show, in this order: {name: (caption, unit)}.
+# The measures of `synchronisation`, and all measures that pictures and tables show, in this order:
+# {name: (caption, unit)}.
 SYNCHRONISATION = {
     "sync_same": ("P(sᵢᵢ > sᵢⱼ), same title", "fraction of pairs"),
     "sync_other": ("P(sᵢᵢ > sᵢⱼ), other titles", "fraction of pairs"),
@@ -81,7 +81,7 @@ MEASURES = {
     "gap": ("KL(S≠‖S⁺) − KL(S⁻‖S⁺)", "nats"),
     **SYNCHRONISATION,
 }
-# What a network that tells nothing apart has, for the measures of which that is known.
+# The values of a network that tells nothing apart, for measures where they are known.
 CHANCE = {"sync_same": 0.5, "sync_other": 0.5}
 
 

@@ -5,8 +5,8 @@
     python pretrain.py                                    the same run on one GPU, share by share
     torchrun --nproc_per_node 8 pretrain.py --gather      each sample against the whole minibatch
 
-The same command again resumes where the last one stopped, on any number of GPUs that divides the
-number of shares (with --gather on as many as there are shares). A run is a folder: checkpoint.pt,
+Repeating the command resumes the run where it stopped, on any number of GPUs that divides the
+number of shares (with --gather, on one GPU per share). A run is a folder: checkpoint.pt,
 log.jsonl, curves.png, result.json. `python -m lab.compare runs/*` compares finished runs.
 
 A minibatch is cut into shares of 64 samples, what each of 8 GPUs would hold of it. Samples are
@@ -91,7 +91,7 @@ TOY = {
 
 
 def before(args):
-    """The values of flags that an older run did not have yet, as it was at its time."""
+    """The values that were in effect in an older run, for flags that it lacks."""
     share = args["batch_size"] // args.get("processes", 1)
     return {"sampling": "hierarchical", "title": "show", "precision": "bf16", "share": share}
 
@@ -153,9 +153,9 @@ def add_sampling_flags(add):
 
 
 def add_training_flags(add):
-    add("--tau", type=float, help="temperature; then embeddings are l2-normalised (4.2, Table 2)")
+    add("--tau", type=float, help="temperature, with l2-normalised embeddings (4.2, Table 2)")
     add("--jitter", type=float, default=0.0, help="sigma of the colour jitter (4.2, Table 2)")
-    add("--epochs", type=int, default=10, help="10 (7.2), of sum M_n / batch steps (our choice)")
+    add("--epochs", type=int, default=10, help="10 (7.2), of snippets / batch steps (our choice)")
     add("--lr", type=float, default=2e-3, help="of Adam, after --warmup; then a cosine (7.2), to 0")
     add("--warmup", type=float, default=1.0, help="epochs of linear warm-up from 1e-4 (7.2)")
     width = "channels of the first stage; 64 in the networks that Section 3 cites"
@@ -191,14 +191,14 @@ def run_name(args, parser):
 
 
 def check_args(args, world_size):
-    """Raise BadInput for whatever can be told from the flags alone."""
+    """Raise BadInput for every mistake that the flags alone show."""
     shares = args.batch_size // max(1, args.share)
     rules = [
         *rules_of_run(args, world_size),
         (
             "gather",
             not args.gather or shares == world_size,
-            "left out, or --share be the batch of a process: it contrasts all shares at once, so "
+            "left out, unless --share is a process's batch: it contrasts all shares at once, so "
             "none can wait for its turn",
         ),
         (
@@ -355,7 +355,7 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
         of_title += f", {own_negatives(sampler, train.shows, contrasted):.2f} of its own show"
     chance = math.log(negatives + 1)
     report(f"          {negatives} negatives a sample, about {of_title};")
-    report(f"          a loss of {chance:.2f} tells nothing apart")
+    report(f"          chance is a loss of {chance:.2f}")
     passes = describe_passes(args, train, sampler)
     report(f"steps     {len(sampler)} an epoch, {args.epochs} epochs; an epoch makes {passes}")
     report_run(args, processes, resumed, step)
@@ -429,7 +429,7 @@ def main(args):
         measure(0)
         save(0, done)
     elif start % steps_to_measure == 0 and not run.has_logged(start, "gap"):
-        measure(start)  # A run that is told to stop saves, and leaves the measurement to this one.
+        measure(start)  # A run that is told to stop saves, and is measured once it is resumed.
     if args.compile:
         model.compile(dynamic=False)
     parallel = processes.parallel(model)

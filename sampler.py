@@ -20,15 +20,15 @@ snippets of it. Each sample then has at least 2k - 2 negatives from its own film
 The paper's idea is `draw_titles`, `draw_snippets` and `draw_window`. The rest is scenes, i.i.d.
 snippets and bookkeeping.
 
-There is no media here: counts go in and indices come out. Titles are drawn from (seed, epoch,
-step of the epoch), snippets from that and the place of their group in the minibatch. So a
+There is no media here: counts go in, indices come out. The seed to draw titles is (seed, epoch,
+step of the epoch); for a title's snippets, its place in the minibatch is added. So a
 resumed run repeats itself, and every process draws the same minibatch, of which it takes its
 shares: 64 samples each, which are contrasted together.
 """
 
 import numpy as np
 
-# Appended to the numbers that seed a generator, so that no two kinds of draws share their numbers.
+# Each is appended to a generator's seed, so that no two kinds of draws share their random numbers.
 # The others are in media/format.py.
 TITLES = 1
 SNIPPETS = 2
@@ -154,8 +154,8 @@ class HierarchicalSampler:
     def draw_window(self, n, rng):
         """[low, high): w neighbouring snippets, placed uniformly in title n.
 
-        In a longer title than that its ends are drawn rarely: the first snippet lies in one of
-        M_n - w + 1 windows, one far from the ends in w of them.
+        In a longer title, the ends are drawn rarely: of the M_n - w + 1 windows, the first snippet
+        lies in one, and a snippet far from the ends in w.
         """
         w = self.M[n] if self.w is None else min(self.w, self.M[n])
         low = rng.integers(self.M[n] - w + 1)

@@ -60,8 +60,8 @@ Each idea has a test that turns red when the idea is broken on purpose:
                   test_an_answer_is_the_mean_of_the_views_softmax
               a probe on features that are not standardised
                   test_a_probe_is_the_logistic_regression_on_frozen_features
-              few files that are not of each class, or not among those of more; repeated class by
-              class; a probe of few files that is of others too
+              --shots that misses a class, or takes others for a smaller N; files repeated
+              class by class; a probe of few files that knows others
                   test_shots_are_so_many_files_of_each_class_and_those_of_fewer_are_among_them
                   test_few_files_are_repeated_evenly_to_the_length_of_all
                   test_a_probe_of_few_files_knows_no_others

@@ -1,6 +1,6 @@
 """A run: the processes it runs on, its folder, log and checkpoint, and how it stops and resumes.
 
-What loops of training share is here too: the account of their snippets, and their checkpoint.
+It also has what training loops share: the account of their snippets, and their checkpoint.
 """
 
 import contextlib
@@ -238,7 +238,7 @@ class StopSignals:
     received  the name of the first signal, or None
     """
 
-    AGAIN = 5  # seconds: torchrun repeats a signal at once; one after this is of a user who insists
+    AGAIN = 5  # seconds: torchrun repeats a signal at once; a later one is from a user who insists
 
     def __init__(self):
         self.received = None
@@ -262,7 +262,7 @@ class StopSignals:
         self.restore()
 
     def restore(self):
-        """Give the signals back to those who obeyed them before."""
+        """Restore the handlers that the signals had before."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
@@ -270,9 +270,9 @@ class StopSignals:
 def obey_parent_only(_):
     """For the reading processes of a DataLoader: only the training process decides when to stop.
 
-    Ctrl-C and SIGTERM often go to all processes of a run. From its parent a reading process has
-    to take SIGTERM, or the parent would wait for it for ever. macOS does not tell whom a signal is
-    from, so there it takes any.
+    Ctrl-C and SIGTERM often go to all processes of a run. A reading process has to obey its
+    parent's SIGTERM, or the parent would wait for it for ever. macOS does not tell who sent a
+    signal, so there it obeys any.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
@@ -287,7 +287,7 @@ def end_when_parent_says():
     os._exit(0)
 
 
-# Of a pretraining that has too little memory, what would be right: for `one_line_errors`.
+# What to do if a pretraining has too little memory: see `harness.errors.one_line_errors`.
 TOO_LARGE = {
     torch.OutOfMemoryError: "a --share is too large for the memory of this GPU; take a smaller "
     "one, which --k has to divide"
@@ -309,8 +309,8 @@ def reason_to_end(stop, skipped_in_a_row, signals, run, step, total_steps, is_te
         )
     if skipped_in_a_row == SKIPS:
         return BadInput(
-            f"{SKIPS} steps in a row had a loss or a gradient that is not finite; the weights did "
-            f"not get them, and {run.checkpoint_path} is sound. Try a lower --lr, with another "
+            f"{SKIPS} steps in a row had a loss or a gradient that is not finite; they changed no "
+            f"weights, and {run.checkpoint_path} is sound. Try a lower --lr, with another "
             "--out"
         )
     return None
@@ -448,8 +448,8 @@ def log_step(run, step, epoch, loss, norm, not_finite, lr, also, done):
 def too_many_unreadable(since_start, args, steps_per_epoch, run):
     """The error that ends a run in which more than --max-bad of the snippets were replaced.
 
-    It is None if they were fewer. They are counted since this start, and in the first epoch they
-    have to be more than this share of an epoch.
+    It is None if no more were. They are counted since this start; within an epoch of it, the limit
+    is that fraction of a whole epoch.
     """
     bad, steps = since_start["bad"], since_start["steps"]
     if bad <= args.max_bad * args.batch_size * max(steps, steps_per_epoch):
@@ -617,7 +617,7 @@ class Run:
                 file.writelines(f"{when}: {failure}\n" for failure in failures)
 
     def log_processes(self, step):
-        """Say so where a run is resumed on other processes: their number changes its speed only."""
+        """Report a change in the number of processes at a resume: it changes only the speed."""
         then, now = self.checkpoint["args"].get("processes", 1), self.processes.world_size
         if then != now:
             self.log(step=step, processes=now, processes_before=then)
@@ -649,7 +649,7 @@ class Run:
         self.write(f"epoch{epoch}.pt", partial(save_tensors, kept))
 
     def save_is_due(self, minutes):
-        """Whether the last checkpoint is so old; 0 minutes is at each step."""
+        """Whether the last checkpoint is that old; with 0 minutes, always."""
         return time.monotonic() - self.saved >= 60 * minutes
 
     def write(self, name, write_to):
@@ -794,7 +794,7 @@ def load_plain(path):
 
 
 def versions():
-    """What decides on a result beside its arguments: packages, this repository, and the machine.
+    """What a result depends on besides its arguments: packages, this repository, the machine.
 
     Another kind of processor or another number of threads adds up in another order.
     """
@@ -833,7 +833,7 @@ def commit():
     root = Path(__file__).parent.parent
     try:
         head = git(root, "rev-parse", "HEAD")
-        # Only code decides on a result. A sweep changes the file that keeps its rows.
+        # Results depend on code alone. A sweep changes the file that keeps its rows.
         changes = git(root, "status", "--porcelain", "--untracked-files=no", "--", "*.py")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -21,17 +21,17 @@ differs:
     snippets    They overlap, on a grid finer than a snippet. Nothing but the crop is random in
                 them: no bands of the spectrogram drop out.
 
-Only the paper's abstract was at hand, which has the task, a contrastive loss, a curriculum and a
-choice of negatives. Remembered and unverified are the loss and its margin, the kinds of negatives,
-the epochs and shares of the curriculum, MC3-18, 25 frames at 25 fps of 224 pixels, 1 s of sound in
-40 mel filters every 10 ms with an FFT of 1024, and 4 GPUs of 16. A public fork of SlowFast has this
-loss, on halved embeddings of unit length. Our choices are two snippets of a window of 10 s of film,
-where the paper has clips of 10 s; the audio ResNet-18, since the layers of its VGG-like network are
-not known to us; Adam and the cosine of pretrain.py, since its learning rate is not; and what is
-marked so below.
+We had only the paper's abstract, which has the task, a contrastive loss, a curriculum and a choice
+of negatives. We remember, unverified, the loss and its margin, the kinds of negatives, the epochs
+and fractions of the curriculum, MC3-18, 25 frames at 25 fps of 224 pixels, 1 s of sound in 40 mel
+filters every 10 ms with an FFT of 1024, and 4 GPUs with 16 each. A public fork of SlowFast has
+this loss, on halved embeddings of unit length. Our choices are two snippets of a window of 10 s of
+film, where the paper has clips of 10 s; the audio ResNet-18 and the cosine of pretrain.py with
+Adam, since we know neither the layers of the paper's VGG-like network nor its learning rate; and
+what is marked so below.
 
-An epoch passes over each second twice. The 90 epochs are of clips; of 100 films of 105 min they
-would be 1.6 million steps, so films take fewer --epochs, and an earlier --hard-after.
+An epoch passes over each second twice. The 90 epochs are for clips; on 100 films of 105 min they
+would be 1.6 million steps, so films take fewer --epochs and an earlier --hard-after.
 
 B samples of a share, each a snippet with its frames and sound; T frames of H x W pixels; S samples
 of sound; P mel filters; Q audio frames; d = 512, the size of an embedding.
@@ -158,7 +158,7 @@ def margin_loss(d, easy, hard, hard_share, margin=0.99):
 
 
 def hard_share_of(epochs, args):
-    """The curriculum: which share of the negatives is hard after so many epochs, a fraction."""
+    """The curriculum: the fraction of the negatives that is hard after so many epochs."""
     return args.hard_share if epochs >= args.hard_after else 0.0
 
 
@@ -239,7 +239,7 @@ def add_paper_flags(add):
     add("--w", type=int, default=19, help="window, in places of --stride (our choice: 10 s)")
     stride = "seconds between the beginnings of neighbouring snippets (our choice)"
     add("--stride", type=float, default=0.5, help=stride)
-    add("--epochs", type=int, default=90, help="of sum M_n / batch steps (the steps: our choice)")
+    add("--epochs", type=int, default=90, help="of snippets / batch steps (the steps: our choice)")
     add("--lr", type=float, default=1e-3, help="of Adam, after --warmup; then a cosine to 0 (ours)")
     add("--warmup", type=float, default=1.0, help="epochs of linear warm-up from 1e-4 (our choice)")
     add("--width", type=int, default=64, help="channels of the first stage")
@@ -258,7 +258,7 @@ def has_hard_negatives(args):
 
 
 def check_args(args, world_size):
-    """Raise BadInput for whatever can be told from the flags alone."""
+    """Raise BadInput for every mistake that the flags alone show."""
     asks_for_hard = has_hard_negatives(args)
     seconds = args.frames / max(args.fps, 1e-9)
     reach = (args.w - 1) * args.stride  # between the beginnings of two snippets of a window
@@ -366,7 +366,7 @@ def report_start(args, titles, train, held_out, sampler, processes, resumed, ste
     easy, hard, superhard = mean_negatives(sampler, train, args.share)
     report(f"          {args.share} positives in a share; {easy:.1f} easy negatives,")
     report(f"          {hard:.1f} hard ones, {superhard:.1f} super-hard ones")
-    report(f"          a loss of {args.margin**2 / 4:.3f} tells nothing apart")
+    report(f"          chance is a loss of {args.margin**2 / 4:.3f}")
     kind = "super-hard" if args.superhard else "hard"
     negatives = f"{args.hard_share:.0%} of the negatives {kind} after {args.hard_after:g} epochs"
     if args.hard_share == 0 or args.hard_after >= args.epochs:
@@ -435,7 +435,7 @@ def main(args):
         measure(0)
         save(0, done)
     elif start % steps_to_measure == 0 and not run.has_logged(start, "sync_same"):
-        measure(start)  # A run that was told to stop saved first.
+        measure(start)  # The run stopped before measuring.
     parallel = processes.parallel(model)
 
     # The loop.

@@ -1,4 +1,4 @@
-"""Temporal: how fast, which way round, in which order? "Audio-Visual Contrastive Learning with
+"""Temporal: how fast, in what direction and order? "Audio-Visual Contrastive Learning with
 Temporal Self-Supervision" (Jenni, Black, Collomosse, 2023).
 
     python -m papers.temporal --toy                     the toy world, on a CPU, in minutes
@@ -8,27 +8,27 @@ Temporal Self-Supervision" (Jenni, Black, Collomosse, 2023).
     python -m papers.temporal --tasks speed             one task beside the contrast,
     python -m papers.temporal --bank 0                  no mined pairs
 
-Films are best prepared first, with each frame a key frame: compression tells the speed otherwise.
+Prepare films first, with each frame a key frame: otherwise compression gives away the speed.
 
     python -m media prepare FILMS datasets/movies-12fps --fps 12 --gop 1 --short-side 128
 
 That is for films of 24 frames a second. Those of 25 take `--fps 12.5` in both commands, and those
 of 30 `--fps 10`: frames that are unevenly apart tell the speed, too.
 
-The networks and their sampler, data, runs and checkpoints are those of pretrain.py. What differs:
+Networks, sampler, data, runs and checkpoints are those of pretrain.py. What differs:
 
-    clips       Sight and sound are each played at a speed of their own, forward or backward. No
+    clips       Sight (the video) and sound each have their own speed, forward or backward. No
                 bands of the spectrogram drop out.
     tasks       The network tells how fast, in which direction, and which of two clips of a title
                 comes first, within sight, within sound and across both.
     contrast    Two clips of a title are a positive pair in sight, and so are sight and sound of one
                 clip. Further positives and negatives are mined from a bank of recent embeddings.
 
-Only the paper's abstract was at hand. Found in it are the tasks, the two contrasts, and that the
+We had only the paper's abstract. It has the tasks and the two contrasts, and says that the
 positives and negatives that supplement the usual pairs depend on the sample and on the evolving
-feature space. Found in prior code of the first author are 16 frames, speeds of 1, 2, 4 and 8 of
-the sight, the three classes of order, AdamW, its learning rate and weight decay, and the cosine.
-All else is our choice: nothing else of the method is known to us.
+feature space. Prior code of the first author has 16 frames, speeds of 1, 2, 4 and 8 of the sight,
+the three classes of order, AdamW, its learning rate and weight decay, and the cosine. All else is
+our choice: we know nothing else of the method.
 
 B clips of a share; T frames of H x W pixels; P mel filters; Q audio frames; d = 512, the size of
 an embedding; C = 8 * width, the channels of a network's last map; N mined negatives of a clip.
@@ -98,11 +98,11 @@ LEAK = 0.99  # Something else gives away a task whose accuracy is so high in the
 # Samples: clips played at a speed and in a direction
 #
 # Artefacts that give away the speed or the direction would be learned in place of motion and sound.
-# Each of these leaks, and what closes it; papers/test_leaks.py tests them:
+# These are the leaks and what closes them; papers/test_leaks.py tests all:
 #
 #   the place in a file      All clips fit at every place, so no speed is drawn more often at some.
 #   one tempo for both       Speeds and directions of sight and sound are four independent draws.
-#   groups of pictures       Sharpness falls along a group, and one begins at each prepared snippet.
+#   groups of pictures       Sharpness varies in a group, and one begins before a prepared snippet.
 #                            So prepared files need `--gop 1`.
 #   frames unevenly apart    At 10 frames a second those of a film of 24 are 2 or 3 apart, but at
 #                            speed 8 they are 19 or 20. So `--fps` has to divide a film's rate.
@@ -176,8 +176,8 @@ class TemporalTitles(Titles):
 
     An item (n, m, key) is a dict:
 
-        video           uint8 (3, T, crop, crop), T / fps seconds times p of the source
-        waveform        float (S,), S / rate seconds times q of the source
+        video           uint8 (3, T, crop, crop), from p T / fps seconds of the source
+        waveform        float (S,), from q S / rate seconds of the source
         speed_video     index of p in the speeds of the sight
         speed_audio     index of q in the speeds of the sound
         backward_video  1 if the frames run from the last to the first, else 0
@@ -481,7 +481,7 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def mine(self, anchor, entries, title, rng, negatives):
-        """The places of a positive (B,) and of N negatives (B, N) of each clip in the bank.
+        """For each clip the places in the bank of a positive (B,) and N negatives (B, N).
 
         All are of other titles, ranked by their similarity to the anchor, from 0. The positive is
         one of the NEAREST. The ranks from FIRST_NEGATIVE to the median are cut into N equal parts,
@@ -604,7 +604,7 @@ def describe_step(numbers, heads, shares, args):
 
 
 def accuracies(prefix, heads, answers):
-    """{prefix_head: the share that the head has right}, of those heads that were asked.
+    """{prefix_head: the fraction that it has right}, of those heads that were asked.
 
     answers  of each head how many it has right, then of each of how many
     """
@@ -617,10 +617,10 @@ def accuracies(prefix, heads, answers):
 # -------------------------------------------------------------------------------------------------
 
 # 1.3 s at speed 1 and 10.7 s at speed 8; our choice but for the 16 frames. Most films have 24
-# frames a second, every second of which is shown at speed 1.
+# frames a second, and speed 1 shows every other one.
 CLIP = {"frames": 16, "fps": 12.0, "short_side": 128, "crop": 112}
 CLIP |= {"rate": 16000, "n_fft": 512, "hop": 160, "mels": 64}
-# On the toy world of seed 0 its rate learned faster than the default, in as few steps.
+# On the toy world of seed 0 this lr learned faster than the default, in as few steps.
 TOY = {
     "data": "datasets/toy-time/films",
     "fps": 10.0,
@@ -688,7 +688,7 @@ def add_training_flags(add):
     window = "window that they come from, in clips at speed 1; at 7, over the three kinds of pairs "
     window += "together, the classes of order are about equally frequent (our choice)"
     add("--w", type=int, default=7, help=window)
-    add("--epochs", type=int, default=10, help="of sum M_n / batch steps (our choice)")
+    add("--epochs", type=int, default=10, help="of snippets / batch steps (our choice)")
     lr = "of AdamW, after --warmup; then a cosine to 0, as in prior code of the first author"
     add("--lr", type=float, default=3e-4, help=lr)
     decay = "of AdamW, as in prior code of the first author"
@@ -723,7 +723,7 @@ def parse_speeds(text):
 
 
 def check_args(args, world_size):
-    """Raise BadInput for whatever can be told from the flags alone."""
+    """Raise BadInput for every mistake that the flags alone show."""
     speeds = parse_speeds(args.speeds)
     check_rate_heard(args.rate)
     tasks = args.tasks.split(",")
@@ -807,7 +807,7 @@ def chance_levels(sampler, train, args):
 
         loss, contrast_x    that of a network that tells nothing apart, once pairs are mined
         unmined             its contrast before the bank is full
-        accuracy_x          the share of the most frequent class
+        accuracy_x          how often the commonest class occurs
         by_speed_order_x    the best accuracy of a guess from the speeds of both clips alone, since
                             faster clips overlap more
 
@@ -914,8 +914,8 @@ def measure_held_out(run, held_out, model, fronts, args, processes, step):
 def report_leaks(run, heads, step, steps_per_epoch, processes):
     """Warn of each head that is nearly always right at the end of the first epoch, and log it.
 
-    Its task is trivial, or solved by what codecs or reading leave behind. Counted are the steps of
-    the last tenth of the epoch.
+    Its task is trivial, or solved by what codecs or reading leave behind. Only the last tenth of
+    the epoch's steps is counted.
     """
     if step != steps_per_epoch:
         return
@@ -947,13 +947,13 @@ PANELS = {
     "contrast_vv": ("contrast of sights", "nats"),
     "contrast_va": ("contrast, sight to sounds", "nats"),
     "contrast_av": ("contrast, sound to sights", "nats"),
-    "speed_video": ("speed of the sight", "share right"),
-    "speed_audio": ("speed of the sound", "share right"),
-    "direction_video": ("direction of the sight", "share right"),
-    "direction_audio": ("direction of the sound", "share right"),
-    "order_vv": ("order of two sights", "share right"),
-    "order_aa": ("order of two sounds", "share right"),
-    "order_va": ("order of a sight and a sound", "share right"),
+    "speed_video": ("speed of the sight", "fraction right"),
+    "speed_audio": ("speed of the sound", "fraction right"),
+    "direction_video": ("direction of the sight", "fraction right"),
+    "direction_audio": ("direction of the sound", "fraction right"),
+    "order_vv": ("order of two sights", "fraction right"),
+    "order_aa": ("order of two sounds", "fraction right"),
+    "order_va": ("order of a sight and a sound", "fraction right"),
 }
 
 
@@ -1006,7 +1006,7 @@ def report_start(run, args, titles, train, held_out, sampler, processes, resumed
 
 
 def report_key_frames(train, processes, number=16):
-    """Warn if of up to `number` files, evenly spaced, any has frames that are no key frames.
+    """Warn if any of up to `number` evenly spaced files has frames that are not key frames.
 
     Prepared ones were refused before: this is for files that were not prepared.
     """
@@ -1019,8 +1019,8 @@ def report_key_frames(train, processes, number=16):
     others, looked_at = processes.on_rank_0(count_others)
     if others:
         processes.report(
-            f"warning   {others} of {looked_at} files looked at have frames that are no key "
-            "frames, which tell the speed: prepare them with --gop 1"
+            f"warning   {others} of {looked_at} files looked at have frames other than key "
+            "frames, and so tell the speed: prepare them with --gop 1"
         )
 
 
@@ -1074,7 +1074,7 @@ def main(args):
         measure(0)
         save(0, done)
     elif start % steps_to_measure == 0 and not run.has_logged(start, "replaced"):
-        measure(start)  # A run that was told to stop saved first.
+        measure(start)  # The run stopped before measuring.
     parallel = processes.parallel(model)
 
     # The loop.

@@ -183,7 +183,7 @@ def test_a_run_follows_the_curriculum_and_measures_synchronisation(whole):
     assert result["paper"] == "AVTS"  # as lab.compare names its rows
     assert {"loss", "sync_same", "sync_other"} == result["final"].keys()
     assert (out / "curves.png").exists()
-    assert "a loss of 0.245 tells nothing apart" in printed
+    assert "chance is a loss of 0.245" in printed
     assert "25% of the negatives hard after 1 epochs" in printed
     checkpoint = load_checkpoint(out)
     assert checkpoint["networks"] == {"video": "mc3_18", "audio": "audio_resnet18"}
