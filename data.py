@@ -349,13 +349,13 @@ def collate(samples):
 def own_shares(sampler, step, args, processes):
     """The shares of this process, from this step of the run on: lists of --share samples."""
     own = processes.own(args.batch_size // args.share)
-    first_epoch, step_of_epoch = divmod(step, len(sampler))
+    first_epoch, first_step = divmod(step, len(sampler))
     for epoch in range(first_epoch, args.epochs):
-        sampler.load_state_dict({"epoch": epoch, "step": step_of_epoch})
-        for batch in sampler:
+        sampler.set_epoch(epoch)
+        for batch in map(sampler.batch, range(first_step, len(sampler))):
             for share in own:
                 yield batch[share * args.share : (share + 1) * args.share]
-        step_of_epoch = 0
+        first_step = 0
 
 
 def some_shares(sampler, share, batches=20):

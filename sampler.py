@@ -21,9 +21,9 @@ The paper's idea is `draw_titles`, `draw_snippets` and `draw_window`. The rest i
 snippets and bookkeeping.
 
 There is no media here: counts go in, indices come out. The seed to draw titles is (seed, epoch,
-step of the epoch); for a title's snippets, its place in the minibatch is added. So a
-resumed run repeats itself, and every process draws the same minibatch, of which it takes its
-shares: 64 samples each, which are contrasted together.
+step of the epoch); for a title's snippets, its place in the minibatch is added. So a resumed run
+repeats itself, and every process draws the same minibatch, of which it takes its shares: 64 samples
+each, which are contrasted together.
 """
 
 import numpy as np
@@ -87,31 +87,15 @@ class HierarchicalSampler:
         self.set_epoch(0)
 
     def __len__(self):
-        """Steps in a whole epoch, even if iteration starts in the middle of one."""
+        """Steps in an epoch."""
         return self.steps
 
     def __iter__(self):
-        while self.step < self.steps:
-            step = self.step
-            self.step += 1  # before the yield: the position counts the batches handed out
-            yield self.batch(step)
-        self.step = 0
+        return map(self.batch, range(self.steps))
 
     def set_epoch(self, epoch):
-        """Start at the first step of an epoch. Each epoch draws other batches."""
+        """Each epoch draws other minibatches."""
         self.epoch = epoch
-        self.step = 0
-
-    def state_dict(self):
-        """The position in the batches handed out.
-
-        A DataLoader reads ahead of the steps that are trained, so checkpoints count those instead.
-        """
-        return {"epoch": self.epoch, "step": self.step}
-
-    def load_state_dict(self, state):
-        self.epoch = state["epoch"]
-        self.step = state["step"]
 
     def batch(self, step):
         """The minibatch of one step: [(n, m, key)] * batch_size, title by title."""
@@ -188,8 +172,8 @@ class IidSampler(HierarchicalSampler):
     title is drawn in proportion to its length, and a long one may give several snippets to a
     minibatch, where k = 1 of the HierarchicalSampler takes each from a title of its own.
 
-    The arguments, the samples and the position are those of the HierarchicalSampler, without
-    k, w and scenes. Raises ValueError for fewer snippets than a minibatch.
+    The arguments and the samples are those of the HierarchicalSampler, without k, w and scenes.
+    Raises ValueError for fewer snippets than a minibatch.
     """
 
     def __init__(self, num_snippets, batch_size, seed=0):

@@ -310,20 +310,6 @@ def test_epochs_differ_and_a_seed_repeats():
     assert epoch_of(titles=1) != epoch_of(titles=1, epoch=1)
 
 
-def test_the_position_is_saved_and_restored():
-    a = HierarchicalSampler([100] * 10, 16, 4)
-    b = HierarchicalSampler([100] * 10, 16, 4)
-    a.set_epoch(3)
-    rest = iter(a)
-    for _ in range(5):
-        next(rest)
-    state = pickle.loads(pickle.dumps(a.state_dict()))
-    assert state == {"epoch": 3, "step": 5}
-    b.load_state_dict(state)
-    assert list(rest) == list(b)
-    assert len(list(a)) == len(a)  # a finished epoch starts again at its beginning
-
-
 def test_short_titles_are_never_drawn():
     drawn = set()
     for batch in HierarchicalSampler([3, 50, 2, 60], 8, k=4):
@@ -435,16 +421,6 @@ def test_the_key_of_a_shuffled_sample_is_its_place_too():
     batches = list(IidSampler([30, 40, 50], batch_size=24))
     keys = [key for batch in batches for *_, key in batch]
     assert keys == [(0, 0, step, place) for step in range(5) for place in range(24)]
-
-
-def test_the_position_of_the_shuffled_baseline_is_restored():
-    first, second = IidSampler([50, 50], 8), IidSampler([50, 50], 8)
-    first.set_epoch(2)
-    batches = iter(first)
-    for _ in range(5):
-        next(batches)
-    second.load_state_dict(first.state_dict())
-    assert list(batches) == list(second)
 
 
 def test_the_shuffled_baseline_needs_a_batch_of_snippets():
