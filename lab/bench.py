@@ -24,6 +24,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import av
 import numpy as np
@@ -36,6 +37,7 @@ from torch.utils.data import DataLoader
 from data import AudioFrontEnd, Titles, VideoFrontEnd, collate
 from harness.errors import BadInput, add_command, make_parser, one_line_errors
 from harness.run import cudnn_problem, dotted
+from lab.compare import table_head, table_row
 from lab.show import check_format
 from loss import nce_loss
 from media.format import Format
@@ -303,7 +305,8 @@ def film_batches(share, fmt, device, workers, steps):
         films.mkdir()
         for i in range(8):
             write_film(films / f"{i}.mkv", fmt, seed=i)
-        with cache_in(folder):
+        # The index of these films is not kept in the user's own cache.
+        with patch.dict(os.environ, XDG_CACHE_HOME=folder):
             titles = Titles(films, fmt)
         sampler = HierarchicalSampler(titles.counts, share, k=math.gcd(16, share))
         batches = []
@@ -347,19 +350,6 @@ def write_film(path, fmt, snippets=20, seed=0):
             yield images, rng.normal(0, 0.1, fmt.samples).astype(np.float32)
 
     write_media(path, pieces(), fmt, **PREPARED)
-
-
-@contextlib.contextmanager
-def cache_in(folder):
-    """Keep the index of a collection in this folder, and not in the user's own cache."""
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(folder)
-    try:
-        yield
-    finally:
-        del os.environ["XDG_CACHE_HOME"]
-        if before is not None:
-            os.environ["XDG_CACHE_HOME"] = before
 
 
 # --------------------------------------------------------------------------------------------------
@@ -427,10 +417,6 @@ def gigabytes(count):
     return "-" if count is None else f"{count / 1e9:.1f}"
 
 
-def table_line(cells):
-    return f"| {' | '.join(cells)} |"
-
-
 def bench_step(args, device):
     """Print a table of the speed of a training step: a row for each variant and number of snippets.
 
@@ -439,15 +425,14 @@ def bench_step(args, device):
     fmt = Format.of(args)
     snippet_flop = count_flop(args.width, fmt)
     print_machine(device, snippet_flop)
-    print(table_line(COLUMNS))
-    print(table_line(["---"] * len(COLUMNS)), flush=True)
+    print("\n".join(table_head(COLUMNS)), flush=True)
     rows = []
     for variant in args.variants:
         for share in args.share:
             row = Row(variant, share)
             measure(row, args, fmt, device)
             rows.append(row)
-            print(table_line(row.cells(snippet_flop)), flush=True)
+            print(table_row(row.cells(snippet_flop)), flush=True)
     print_legend(args.variants, args.workers)
     print_limit(rows, snippet_flop)
 

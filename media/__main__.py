@@ -14,7 +14,7 @@ import re
 
 import av
 
-from harness.errors import BadInput, make_parser, moved, one_line_errors, refuse
+from harness.errors import BadInput, add_command, make_parser, moved, one_line_errors, refuse
 from media.collection import check
 from media.format import Format
 from media.prepare import prepare
@@ -41,11 +41,7 @@ def parse_args(argv=None):
         ("check", "list titles, their lengths and problems", add_check_flags),
         ("prepare", "transcode to files that read fast", add_prepare_flags),
     ):
-        command = commands.add_parser(
-            name, help=help, description=help, formatter_class=parser.formatter_class
-        )
-        command.error = refuse
-        add_flags(command)
+        add_flags(add_command(commands, name, help))
     return parser.parse_args(argv)
 
 

@@ -363,7 +363,7 @@ def index_files(paths, source, language=None, quiet=True, require_language=False
         work=partial(probe, language=language, require_language=require_language),
         workers=PROBES,
         progress=partial(tqdm, desc=f"index {source}", disable=quiet, unit="file"),
-        worth_keeping=has_no_problem,
+        worth_keeping=lambda info: FileInfo(*info).problem is None,
     )
     return {path: FileInfo(*info) for path, info in results.items()}
 
@@ -375,10 +375,6 @@ def identify(source):
     results are stored, begin with the source as it is given.
     """
     return [os.path.abspath(source), os.fspath(source)]
-
-
-def has_no_problem(info):
-    return FileInfo(*info).problem is None
 
 
 def index_scenes(parts, source, fmt, log_mel, language=None, quiet=True):
@@ -400,7 +396,7 @@ def index_scenes(parts, source, fmt, log_mel, language=None, quiet=True):
         work=partial(scene_lengths, snippets=snippets, fmt=fmt, log_mel=log_mel, language=language),
         workers=usable_cores(),
         progress=partial(tqdm, desc=f"scenes {source}", disable=quiet, unit="file"),
-        worth_keeping=is_not_none,
+        worth_keeping=lambda lengths: lengths is not None,
     )
     index = {}
     for path, (_, count) in snippets.items():
@@ -421,10 +417,6 @@ def scene_lengths(path, snippets, fmt, log_mel, language):
         tqdm.write(message, file=sys.stderr)
         return None
     return [len(scene) for scene in scenes]
-
-
-def is_not_none(lengths):
-    return lengths is not None
 
 
 # -------------------------------------------------------------------------------------

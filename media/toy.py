@@ -33,6 +33,7 @@ import numpy as np
 from tqdm import tqdm
 
 from harness.errors import BadInput
+from harness.files import usable_cores
 from media.format import Format
 from media.prepare import check_gop, write_media
 
@@ -566,14 +567,14 @@ def list_files(titles, episodes, clips_a_class):
 
 
 def make_files(world, files, work, label):
-    """Run work(file) for each file, on all cores, and return the truth about all films.
+    """Run work(file) for each file, on all usable cores, and return the truth about all films.
 
     label  of the progress bar
     """
     for folder in sorted({(world / file.path).parent for file in files}):
         folder.mkdir(parents=True)
     truth = []
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(usable_cores()) as pool:
         for rows in tqdm(pool.map(work, files), total=len(files), desc=label, unit="file"):
             truth += rows
     return truth
