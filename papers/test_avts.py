@@ -190,33 +190,49 @@ def test_a_run_follows_the_curriculum_and_measures_synchronisation(whole):
     assert {"video", "audio", "video_head", "audio_head", "front_end"} < checkpoint.keys()
 
 
-def test_the_first_epochs_are_those_of_easy_negatives_alone(whole, toy, tmp_path):
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """A picture takes longer than a step."""
+    monkeypatch.setattr(avts, "draw_run", lambda rows, args, path: path.touch())
+
+
+class Killed(Exception):
+    pass
+
+
+def train_steps(args, steps):
+    """Train so many steps, and be killed at the beginning of the next one."""
+    loss_of_share, calls = avts.loss_of_share, []
+
+    def killed(*inputs):
+        calls.append(inputs)
+        if len(calls) > 2 * steps:  # two shares a step
+            raise Killed
+        return loss_of_share(*inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(avts, "loss_of_share", killed)
+        with pytest.raises(Killed):
+            avts.main(args)
+
+
+def test_the_first_epochs_are_those_of_easy_negatives_alone(whole, toy, tmp_path, without_pictures):
     out, _ = whole
-    args = avts.parse_args(flags_of(toy, tmp_path / "easy", "--hard-share", 0))
-    avts.main(args)
-    losses, losses_of_easy = read_log(out), read_log(tmp_path / "easy")
+    losses = read_log(out)
     half = len(losses) // 2
+    args = avts.parse_args(flags_of(toy, tmp_path / "easy", "--hard-share", 0))
+    train_steps(args, half + 1)
+    losses_of_easy = read_log(tmp_path / "easy")
     assert losses[:half] == losses_of_easy[:half]
     assert losses[half] != losses_of_easy[half]
 
 
-def test_an_interrupted_run_resumes_to_the_same_weights(whole, toy, tmp_path, monkeypatch):
+def test_an_interrupted_run_resumes_to_the_same_weights(whole, toy, tmp_path, without_pictures):
     """It is interrupted in the second epoch, whose negatives are partly hard."""
     out, _ = whole
     steps = len(read_log(out))
-    loss_of_share, calls = avts.loss_of_share, []
-
-    def interrupted(*args):
-        calls.append(args)
-        if len(calls) > 2 * (steps - 3):  # two shares a step
-            raise KeyboardInterrupt
-        return loss_of_share(*args)
-
     args = avts.parse_args(flags_of(toy, tmp_path / "stopped", "--save-minutes", 0))
-    monkeypatch.setattr(avts, "loss_of_share", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        avts.main(args)
-    monkeypatch.undo()
+    train_steps(args, steps - 3)
     assert 0 < len(read_log(tmp_path / "stopped")) < steps
     avts.main(args)
     resumed = load_checkpoint(tmp_path / "stopped")

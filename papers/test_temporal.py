@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torchaudio.functional import resample
 
+import harness.curves
 import papers.temporal as temporal
 from data import stack_frames
 from harness.errors import BadInput
@@ -658,8 +660,11 @@ def flags_of(world, out, *more):
 
 @pytest.fixture(scope="module")
 def whole(world, tmp_path_factory):
+    """A run whose picture is empty, since one of 13 panels takes longer than a step."""
     out = tmp_path_factory.mktemp("temporal") / "whole"
-    status, printed, errors = run_script("papers.temporal", *flags_of(world, out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness.curves, "draw", lambda path, *_, **__: path.touch())
+        status, printed, errors = run_script("papers.temporal", *flags_of(world, out))
     assert not status, errors
     return out, printed
 
@@ -689,6 +694,39 @@ def test_a_run_logs_each_term_and_each_tasks_accuracy_and_what_guessing_gives(wh
     assert result["training_seconds"] > 0
     assert read_log(out, "replaced") == [[], [], []]
     assert (out / "curves.png").exists()
+
+
+def test_the_picture_of_a_run_has_a_panel_of_each_term_task_and_measure(
+    whole, world, tmp_path, monkeypatch
+):
+    saved = []
+    savefig = Figure.savefig
+
+    def noted(figure, path, **options):
+        saved.append(figure)
+        savefig(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
+    out, _ = whole
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    args = temporal.parse_args(flags_of(world, out))
+    temporal.draw_run(rows, args, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    [figure] = saved
+    # Of each panel: its title and unit, and what the log calls its two curves.
+    panels = [(temporal.PANELS[name], name, None) for name in temporal.CONTRASTS]
+    for name in temporal.heads_of(args.tasks):
+        panels.append((temporal.PANELS[name], f"accuracy_{name}", f"held_out_{name}"))
+    panels += [(words, None, name) for name, words in temporal.SYNCHRONISATION.items()]
+    panels.append((("training loss (all terms)", "nats"), "loss", None))
+    assert len(figure.axes) == len(panels) == 13
+    (chance,) = read_log(out, "chance")
+    chance |= temporal.CHANCE
+    for (words, in_training, held_out), axes in zip(panels, figure.axes):
+        assert (axes.get_title(), axes.get_ylabel()) == words
+        heights = [list(line.get_ydata()) for line in axes.get_lines()]
+        guessing = [chance.get(in_training, chance.get(held_out))] * 2
+        assert heights == [read_log(out, in_training), read_log(out, held_out), guessing]
 
 
 def test_pairs_are_mined_once_the_bank_is_full(whole):
