@@ -293,6 +293,7 @@ def test_runs_are_compared(run, toy, tmp_path):
         assert row["versions"].keys() >= {"torch", "av", "numpy", "commit"}
 
     table = table_of(printed)
+    assert table["k = 4, w = 8"][1:3] == ["1", f"{read_log(run)[-1]:.3g}"]
     assert table["k = 4, w = 8"][-1] == f"{100 * tuned['accuracy']:.3g}"
     assert table["none"][-1] == f"{100 * scratch['accuracy']:.3g}"
     assert table["k = 2, w = 8"][1:3] == ["1", f"{read_log(run)[-1] + 1:.3g}"]
