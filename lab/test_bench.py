@@ -77,25 +77,20 @@ def test_reading_is_timed(tmp_path):
 # --------------------------------------------------------------------------------------------------
 
 
-def test_a_training_step_is_timed(monkeypatch, capsys):
-    """At width 8, on small crops and beside a small product; the full size takes minutes."""
-    monkeypatch.setitem(bench.MATRIX_SIDES, "cpu", (256,))
-    bench.main(bench.parse_args(["step", *SMALL_STEP]))
-    printed = capsys.readouterr().out
-    first, *_, last = printed.splitlines()
-    assert first.startswith("CPU, threads: 1, torch 2.") and "TFLOP/s; a snippet takes" in first
-    assert [row[0] for row in table_in(printed)] == ["as-trained", "folded", "films"]
-    assert "snippets/s of a limit of" in last and "469 snippets/s" in last
-
-
 def test_every_variant_has_its_row(monkeypatch, capsys):
-    """A compiler takes minutes on a CPU, so what it is given runs uncompiled."""
+    """At width 8, on small crops and beside a small product; the full size takes minutes.
+
+    So does a compiler on a CPU, and what it is given runs uncompiled.
+    """
     monkeypatch.setitem(bench.MATRIX_SIDES, "cpu", (256,))
     asked = leave_uncompiled(monkeypatch)
     variants = [bench.AS_TRAINED, *bench.CHANGES, "flat+padded"]
     step = ["step", *SMALL_STEP, "--workers", "1", "--variants", *variants]
     bench.main(bench.parse_args(step))
     printed = capsys.readouterr().out
+    first, *_, last = printed.splitlines()
+    assert first.startswith("CPU, threads: 1, torch 2.") and "TFLOP/s; a snippet takes" in first
+    assert "snippets/s of a limit of" in last and "469 snippets/s" in last
     rows = table_in(printed)
     assert [(row[0], row[1]) for row in rows] == [(variant, "2") for variant in variants]
     for row in rows:
@@ -174,6 +169,13 @@ def test_what_timing_a_step_refuses():
     assert "flat+fast: must be as-trained, or + between: folded, " in unknown
     too_large = refused("lab.bench", "step", "--crop", 200)
     assert "--crop 200: must be --short-side (190) or less" in too_large
+
+
+def test_a_cpu_times_few_variants_and_steps():
+    args = bench.parse_args(["step"])
+    bench.set_step_defaults(args, on_gpu=False)
+    assert args.variants == ["as-trained", "folded", "films"]
+    assert (args.share, args.steps) == ([2], 2)
 
 
 def test_a_gpu_times_all_variants_and_the_share_of_the_paper():
