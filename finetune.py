@@ -657,6 +657,7 @@ def train(net, front_end, files, split, state, run, args, processes):
                 save(run, state, split, done, steps, totals, net, optimizer)
             if end:
                 processes.wait()  # The first exit makes torchrun end all ranks.
+                processes.end()
                 raise end
     progress.close()
 
@@ -925,6 +926,7 @@ def repeat_exactly():
     """Make the same command give the same weights again, as far as torch can."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS does not repeat
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # All of it is written to anyway.
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
 

@@ -33,6 +33,9 @@ from harness.files import atomic_write, lock_folder
 # -------------------------------------------------------------------------------------------------
 
 
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")  # It exists where that driver is loaded.
+
+
 class Processes:
     """The processes that torchrun has started, on one node or several, as one of them sees them.
 
@@ -50,12 +53,18 @@ class Processes:
         self.slow_group = None  # of processes that may wait for hours
 
     def start(self):
-        """Take a device and connect the processes. Raises BadInput for more processes than GPUs."""
+        """Take a device and connect the processes.
+
+        Raises BadInput for more processes than GPUs, and for a GPU that cannot be used.
+        """
         self.device = torch.device("cpu")
         backend = {"backend": "gloo"}
-        if torch.cuda.is_available():
+        if not torch.cuda.is_available():
+            check_driver()
+        else:
             self.device = torch.device("cuda", self.choose_gpu(torch.cuda.device_count()))
             torch.cuda.set_device(self.device)
+            self.check_capability(torch.cuda.get_device_capability(self.device))
             # PyTorch's own default rounds what a convolution multiplies to TF32.
             torch.backends.cudnn.allow_tf32 = self.precision != "fp32"
             backend = {"backend": "nccl", "device_id": self.device}
@@ -87,6 +96,14 @@ class Processes:
         if self.local_rank >= gpus:
             raise BadInput(f"there are more processes than GPUs: start {gpus}, one for each")
         return self.local_rank
+
+    def check_capability(self, capability):
+        """Refuse bf16 on a GPU that has none: PyTorch would emulate it, without cuDNN."""
+        if self.precision == "bf16" and capability < (8, 0):
+            raise BadInput(
+                "--precision bf16: takes a GPU of compute capability 8.0 (Ampere) or more, this "
+                "one has {}.{}; take --precision fp32".format(*capability)
+            )
 
     @property
     def on_gpu(self):
@@ -207,6 +224,16 @@ class Processes:
     def end(self):
         if self.world_size > 1:
             dist.destroy_process_group()
+
+
+def check_driver():
+    """Refuse to train on the CPU of a machine with an NVIDIA driver that PyTorch cannot use."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+    if torch.version.cuda and NVIDIA_DRIVER.exists() and not hidden:
+        raise BadInput(
+            "PyTorch finds no GPU, though this machine has an NVIDIA driver: update it to one for "
+            f"CUDA {torch.version.cuda}, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+        )
 
 
 def cudnn_problem():

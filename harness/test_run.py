@@ -665,7 +665,7 @@ def test_fine_tuning_on_two_nodes_is_that_on_one_process(toy, tmp_path, monkeypa
 # --------------------------------------------------------------------------------------------
 
 
-def on_gpu(monkeypatch, gpus=8, **variables):
+def on_gpu(monkeypatch, gpus=8, capability=(9, 0), precision="bf16", **variables):
     """A process of a machine with so many GPUs, whose CUDA is never called."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -673,7 +673,8 @@ def on_gpu(monkeypatch, gpus=8, **variables):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    processes = Processes()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    processes = Processes(precision)
     processes.start()
     assert taken == [processes.device]
     return processes
@@ -687,6 +688,30 @@ def test_a_process_takes_its_own_gpu(monkeypatch):
     # `srun --gpus-per-task=1` shows each process one GPU, which is the first that it sees.
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     assert on_gpu(monkeypatch, gpus=1, LOCAL_RANK="3").device.index == 0
+
+
+def test_a_gpu_without_bf16_is_refused_unless_fp32_is_asked_for(monkeypatch):
+    """PyTorch would say that it supports bf16 there, and compute without cuDNN."""
+    with pytest.raises(BadInput, match="this one has 7.5; take --precision fp32"):
+        on_gpu(monkeypatch, capability=(7, 5))
+    on_gpu(monkeypatch, capability=(7, 5), precision="fp32")
+    on_gpu(monkeypatch, capability=(8, 0))
+
+
+def test_a_driver_that_pytorch_cannot_use_is_no_reason_to_train_on_a_cpu(monkeypatch, tmp_path):
+    """It finds no GPU then, and says so in a warning alone."""
+    monkeypatch.setattr(harness.run, "NVIDIA_DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    processes = Processes()
+    processes.start()
+    assert not processes.on_gpu
+    (tmp_path / "version").touch()
+    with pytest.raises(BadInput, match="for CUDA 13.0, or set CUDA_VISIBLE_DEVICES= to train on"):
+        processes.start()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    processes.start()
+    assert not processes.on_gpu
 
 
 def test_an_error_of_the_system_on_rank_0_is_raised_by_all_ranks(tmp_path):

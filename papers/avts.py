@@ -170,7 +170,8 @@ def loss_of_share(batch, hard_share, fronts, parallel, args, processes):
     audio = audio_front(batch["waveform"].to(device, non_blocking=True))  # (B, 1, P, Q)
     with processes.autocast():
         z_v, z_a = parallel(video, audio)  # (B, d)
-    title, begin = batch["title"].to(device), batch["begin"].to(device)
+    title = batch["title"].to(device, non_blocking=True)  # (B,)
+    begin = batch["begin"].to(device, non_blocking=True)  # (B,) in s
     kinds = kinds_of_negatives(title, begin, args.frames / args.fps)
     hard = kinds["superhard"] if args.superhard else kinds["hard"]
     return margin_loss(distance(z_v, z_a), kinds["easy"], hard, hard_share, args.margin)
@@ -503,6 +504,7 @@ def main(args):
                 save(step + 1, done)
             if end:
                 processes.wait()  # The first exit makes torchrun end all ranks.
+                processes.end()
                 raise end
 
     progress.close()

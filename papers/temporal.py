@@ -1149,6 +1149,7 @@ def main(args):
                 save(step + 1, done)
             if end:
                 processes.wait()  # The first exit makes torchrun end all ranks.
+                processes.end()
                 raise end
 
     progress.close()
