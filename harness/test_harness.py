@@ -196,7 +196,10 @@ class Dying(torch.utils.data.Dataset):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_where_a_reading_process_dies_the_run_is_saved_and_ends_in_one_line(capsys):
+def test_where_a_reading_process_dies_the_run_is_saved_and_ends_in_one_line(monkeypatch, capsys):
+    # PyTorch looks every 5 s whether it lives, if the signal of its death comes before it waits.
+    look = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(look, "__defaults__", (0.1,))
     saved = []
     loader = torch.utils.data.DataLoader(Dying(), num_workers=1)
     with pytest.raises(SystemExit) as end, one_line_errors("x.py", "start again"):
