@@ -54,7 +54,7 @@ from harness.run import (
     reason_to_end,
 )
 from media.format import Format
-from sampler import HierarchicalSampler
+from sampler import HierarchicalSampler, IidSampler
 
 NETWORKS = ("video", "audio", "video_head", "audio_head")  # entries of a checkpoint
 TRAINED = (*NETWORKS, "optimizer", "progress")
@@ -122,13 +122,16 @@ def test_two_processes_take_the_steps_of_one(toy, tmp_path):
     assert load_checkpoint(tmp_path / "two")["args"]["processes"] == 2
 
 
-def test_processes_share_out_the_shares_of_a_minibatch():
+@pytest.mark.parametrize("sampling", ["hierarchical", "iid"])
+def test_processes_share_out_the_shares_of_a_minibatch(sampling):
     args = types.SimpleNamespace(batch_size=16, share=4, epochs=2)
 
     def shares_of(rank, world_size, step=0):
         processes = Processes()
         processes.rank, processes.world_size = rank, world_size
-        sampler = HierarchicalSampler([24] * 6, 16, 4)
+        sampler = IidSampler([24] * 6, 16)
+        if sampling == "hierarchical":
+            sampler = HierarchicalSampler([24] * 6, 16, k=4)
         return list(data.own_shares(sampler, step, args, processes))
 
     whole, first, second = shares_of(0, 1), shares_of(0, 2), shares_of(1, 2)
