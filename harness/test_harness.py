@@ -106,6 +106,23 @@ def test_an_error_may_have_a_line_of_its_own(capsys):
     assert status == 2 and printed == "x.py: error: take a smaller --batch-size\n"
 
 
+@pytest.fixture
+def readers_end(monkeypatch):
+    """End the reading processes that outlive an error: whoever finds them as garbage waits 5 s."""
+    batches_of = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    begin, begun = batches_of.__init__, []
+
+    def noted(batches, loader):
+        begun.append(batches)
+        begin(batches, loader)
+
+    monkeypatch.setattr(batches_of, "__init__", noted)
+    yield
+    assert begun
+    for batches in begun:
+        batches._shutdown_workers()
+
+
 class Broken(torch.utils.data.Dataset):
     def __len__(self):
         return 1
@@ -114,7 +131,7 @@ class Broken(torch.utils.data.Dataset):
         raise BadInput("a.mp4: damaged")
 
 
-def test_an_error_of_a_reading_process_is_its_own_message(capsys):
+def test_an_error_of_a_reading_process_is_its_own_message(capsys, readers_end):
     """A DataLoader puts the traceback of its worker in front."""
     loader = torch.utils.data.DataLoader(Broken(), num_workers=1)
     with pytest.raises(SystemExit), one_line_errors("x.py", "start again"):
@@ -214,7 +231,7 @@ def test_where_a_reading_process_dies_the_run_is_saved_and_ends_in_one_line(monk
         raise RuntimeError("a mistake of ours")
 
 
-def test_a_reading_process_without_shared_memory_ends_in_one_line(monkeypatch, capsys):
+def test_a_reading_process_without_shared_memory_ends_in_one_line(monkeypatch, capsys, readers_end):
     """By default what it read would be lost without a word, and the reader would wait for ever."""
 
     def share_memory_(tensor):
