@@ -656,8 +656,7 @@ def train(net, front_end, files, split, state, run, args, processes):
             if end or ends_epoch:
                 save(run, state, split, done, steps, totals, net, optimizer)
             if end:
-                processes.wait()  # The first exit makes torchrun end all ranks.
-                processes.end()
+                processes.end_together()
                 raise end
     progress.close()
 

@@ -225,6 +225,11 @@ class Processes:
         if self.world_size > 1:
             dist.destroy_process_group()
 
+    def end_together(self):
+        """Wait for all ranks, and end: the first exit makes torchrun end all of them."""
+        self.wait()
+        self.end()
+
 
 def check_driver():
     """Refuse to train on the CPU of a machine with an NVIDIA driver that PyTorch cannot use."""

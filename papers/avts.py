@@ -503,8 +503,7 @@ def main(args):
             if end or ends_epoch or run.save_is_due(args.save_minutes):
                 save(step + 1, done)
             if end:
-                processes.wait()  # The first exit makes torchrun end all ranks.
-                processes.end()
+                processes.end_together()
                 raise end
 
     progress.close()
