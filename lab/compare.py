@@ -7,7 +7,8 @@
 
 Runs that differ in nothing but their seed are one row of the table and one curve. Runs that
 differ in any other argument are told apart by their labels. Each sweep of a collection is a
-picture, COLLECTION-SWEEP.png; `sweeps` below lists them, and which figure each repeats. Where
+picture, COLLECTION-SWEEP.png; `sweeps` below lists them, and which figure each repeats. It is of
+the seeds that all its labels have, since another seed may be another collection. Where
 checkpoints inside runs (pretrain.py --keep) were tested, COLLECTION-learning.png shows how they
 do. A RUN is the folder of a finished run of pretrain.py, of a file of papers/, of finetune.py or of
 lab.evaluate, or a findings.json, which has a row for each run that was compared.
@@ -734,9 +735,10 @@ def compare(paths, out):
         for sweep, labels in sweeps(groups).items():
             picture = out / f"{collection}-{sweep}.png"
             swept = {label: groups[label] for label in labels}
+            in_common = of_common_seeds(swept)
             few_shots = few_shot_tasks(tests_in[collection])
-            draw_sweep(picture, swept, results, few_shots, all_labels)
-            print(picture)
+            draw_sweep(picture, in_common, results, few_shots, all_labels)
+            print(f"{picture}{without_seeds(swept, in_common)}")
         curves = learning_curves(rows, groups)
         if curves:
             picture = out / f"{collection}-learning.png"
@@ -753,6 +755,28 @@ def compare(paths, out):
 
 def distinct(names):
     return list(dict.fromkeys(names))
+
+
+def of_common_seeds(groups):
+    """Return {label: {seed: ...}} with those seeds alone that all labels have; all, if none is."""
+    common = set.intersection(*(set(seeds) for seeds in groups.values()))
+    return of_seeds(groups, common) if common else groups
+
+
+def of_seeds(groups, seeds):
+    """Return {label: {seed: ...}} with these seeds alone, and without labels that have none."""
+    kept = {}
+    for label, of_seed in groups.items():
+        if of_label := {seed: value for seed, value in of_seed.items() if seed in seeds}:
+            kept[label] = of_label
+    return kept
+
+
+def without_seeds(groups, kept):
+    """Say which seeds a picture leaves out, if any."""
+    left_out = set().union(*groups.values()) - set().union(*kept.values())
+    words = ", ".join(map(str, sorted(left_out)))
+    return f" (without seeds that not all runs have: {words})" if left_out else ""
 
 
 def few_shot_tasks(tests):
@@ -774,8 +798,10 @@ def draw_sweep(path, groups, results, few_shots, all_labels):
     few_shots   as `few_shot_tasks` returns them: each has a panel of its own
     all_labels  those of all pictures, so that each looks the same in all of them
     """
+    drawn = set().union(*groups.values())
     compared = {}
     for task, seeds_of in results.items():
+        seeds_of = of_seeds(seeds_of, drawn)
         if len(seeds_of.keys() & groups.keys()) > 1:
             compared[task] = seeds_of
     probes = []

@@ -99,7 +99,8 @@ MEANS = """\
 Mean ± standard deviation over the seeds, of each world. Divergences are in nats, and of held-out
 titles; P(sᵢᵢ > sᵢⱼ) is a fraction of the pairs, and all accuracies are in %. `loss` is the mean of
 the last tenth of the steps. `none` is an untrained network under a probe, and training from scratch
-in fine-tuning."""
+in fine-tuning. Two labels with other numbers of seeds had other worlds, too: compare them by the
+differences above, which are within a seed."""
 
 
 class Figure(NamedTuple):

@@ -479,6 +479,43 @@ def test_sweeps_are_drawn_over_seeds(run, tmp_path):
     assert sweeps(groups) == expected
 
 
+def test_a_picture_is_of_the_seeds_that_all_its_labels_have(tmp_path, monkeypatch, capsys):
+    """Another seed may be another collection, on which all labels do worse."""
+    drawn = []
+
+    def noted(path, groups, measures, last_panel, *_, **__):
+        drawn.append((groups, last_panel.keywords["results"]))
+
+    monkeypatch.setattr(lab.compare, "draw", noted)
+
+    def draw_seeds(seeds_of):
+        rows = []
+        for label, seeds in seeds_of.items():
+            k = label.removeprefix("k = ")
+            for seed in seeds:
+                row = row_of_flags(f"tv --k {k} --seed {seed}")
+                test = downstream_row(row["run"], row["run"], "hmdb51", seed / 10, "datasets/hmdb")
+                rows += [row, {**test, "seed": seed}]
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        drawn.clear()
+        compare([tmp_path / "rows.json"], tmp_path)
+        [(groups, results)] = drawn
+        [accuracies] = results.values()
+        for label, seeds in groups.items():
+            assert accuracies[label] == {seed: seed / 10 for seed in seeds}
+        [line] = [line for line in capsys.readouterr().out.splitlines() if ".png" in line]
+        return {label: list(seeds) for label, seeds in groups.items()}, line
+
+    picture = str(tmp_path / "tv-k.png")
+    groups, line = draw_seeds({"k = 1": [1, 2], "k = 4": [1, 2, 3], "k = 16": [5, 2, 1]})
+    assert groups == {"k = 1": [1, 2], "k = 4": [1, 2], "k = 16": [1, 2]}
+    assert line == f"{picture} (without seeds that not all runs have: 3, 5)"
+    same = {"k = 1": [1, 2], "k = 4": [1, 2]}
+    assert draw_seeds(same) == (same, picture)
+    none_in_common = {"k = 1": [1], "k = 4": [2, 3]}
+    assert draw_seeds(none_in_common) == (none_in_common, picture)
+
+
 def test_the_shuffled_baseline_is_a_place_of_its_own_beside_k():
     rows = []
     for sampling, k, w in (
@@ -606,7 +643,7 @@ def test_the_figures_of_the_paper_are_drawn_from_its_runs(tmp_path, capsys, figu
     compare([tmp_path / "paper.json"], tmp_path)
     printed = capsys.readouterr().out
     assert "skipped" not in printed
-    names = re.findall(r"/([\w-]+)\.png\n", printed)
+    names = re.findall(r"/([\w-]+)\.png", printed)
     drawn = {name: labels_in(figure) for name, figure in zip(names, figures, strict=True)}
     whole = [f"k = {k}" for k in (1, 4, 8, 16, 32, 64)]
     windows = [f"k = 16, w = {w}" for w in (2048, 1024, 512, 256, 128, 64, 16)]
@@ -946,7 +983,7 @@ def test_learning_is_drawn_over_the_snippets_seen(tmp_path, capsys, figures):
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     compare([tmp_path / "rows.json"], tmp_path)
     printed = capsys.readouterr().out
-    names = re.findall(r"/([\w-]+)\.png\n", printed)
+    names = re.findall(r"/([\w-]+)\.png", printed)
     figure = figures[names.index("tv-learning")]
     [axes] = figure.axes
     assert axes.get_title() == ACTION and axes.get_xlabel() == "snippets seen"
@@ -1110,8 +1147,9 @@ def test_labels_have_looks_of_their_own_and_none_is_grey():
 
 def test_probes_of_few_labelled_files_have_a_panel(tmp_path, figures):
     """Each number of files has the mean of the seeds that had as many; the baseline is dotted."""
-    lines = ["tv --k 1", "tv", "tv --seed 1", "tv --seed 2"]
-    few = [{"2": 0.3, "1": 0.2}, {"1": 0.4, "2": 0.5}, {"1": 0.6, "2": 0.7}, {"1": 0.9}]
+    lines = [f"tv --k {k} --seed {seed}" for k in (1, 16) for seed in range(3)]
+    few = [{"2": 0.3, "1": 0.2}] * 3
+    few += [{"1": 0.4, "2": 0.5}, {"1": 0.6, "2": 0.7}, {"1": 0.9}]
     rows = [row_of_flags(line) for line in lines]
     for row, shots in zip(list(rows), few):
         ckpt = f"runs/{row['run']}/checkpoint.pt"
@@ -1228,7 +1266,7 @@ def test_the_losses_of_two_papers_are_not_drawn_in_one_panel(tmp_path, capsys, f
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     compare([tmp_path / "rows.json"], tmp_path)
     printed = capsys.readouterr().out
-    names = re.findall(r"/([\w-]+)\.png\n", printed)
+    names = re.findall(r"/([\w-]+)\.png", printed)
     drawn = dict(zip(names, figures, strict=True))
     assert names == ["tv-k", "tv-papers", "tv-avts", "tv-temporal"]
     together = [axes.get_title() for axes in drawn["tv-papers"].axes]
