@@ -758,7 +758,7 @@ def distinct(names):
 
 
 def of_common_seeds(groups):
-    """Return {label: {seed: ...}} with those seeds alone that all labels have; all, if none is."""
+    """Return {label: {seed: ...}} with the seeds that all labels share; unchanged if none is."""
     common = set.intersection(*(set(seeds) for seeds in groups.values()))
     return of_seeds(groups, common) if common else groups
 
